@@ -1,0 +1,54 @@
+"""Every duration of the product, in seconds, and the relations between them.
+
+One budget, one place: a verifier's cache, a signing key's publication and a token's life only
+fit together if they are chosen together.  The relations are asserted at import, so that an edit
+that breaks one cannot be shipped.
+
+Source: RFC 9068 §5 (short lifetimes), RFC 7519 §4.1.4 (leeway).
+"""
+
+from typing import Final
+
+TOKEN_LIFETIME: Final = 600
+"""How long an access token lives, unless its API key ends earlier."""
+
+LEEWAY: Final = 30
+"""How far a resource server's clock may be off before a fresh token is refused."""
+
+LEEWAY_MAX: Final = 60
+"""The most leeway a verifier accepts from its configuration."""
+
+JWKS_MAX_AGE: Final = 300
+"""How long anybody may cache the key set (`Cache-Control: max-age`)."""
+
+JWKS_COOLDOWN: Final = 30
+"""Least time between two fetches of the key set, whatever the reason for the second one."""
+
+JWKS_STALE_IF_ERROR: Final = 24 * 3600
+"""How long our verifier goes on with the last good key set while the issuer is away."""
+
+PUBLISH_AHEAD: Final = 24 * 3600
+"""How long a signing key is in the key set before it signs."""
+
+PUBLISH_AFTER: Final = 2 * TOKEN_LIFETIME
+"""How long a signing key stays in the key set after its successor started."""
+
+FIRST_LOAD_TIMEOUT: Final = 5
+"""How long the first call of a verifier waits for the key set before it answers 503."""
+
+USAGE_FLUSH: Final = 1
+"""How often counted uses are written to the database; at most this much is lost in a crash."""
+
+ROTATION_OVERLAP: Final = 24 * 3600
+"""How long the replaced secret of an API key goes on working, unless the owner says otherwise."""
+
+BUSY_TIMEOUT: Final = 2
+"""How long a write waits for the database before the answer is 503."""
+
+# A token signed in the last instant before a successor starts must verify until it expires, on
+# a clock that is late by the largest leeway.
+assert PUBLISH_AFTER >= TOKEN_LIFETIME + LEEWAY_MAX  # noqa: S101
+# A cache filled just before a signing key was published must be refilled before that key signs.
+assert PUBLISH_AHEAD >= 2 * JWKS_MAX_AGE  # noqa: S101
+assert JWKS_COOLDOWN <= JWKS_MAX_AGE  # noqa: S101
+assert LEEWAY <= LEEWAY_MAX < TOKEN_LIFETIME  # noqa: S101

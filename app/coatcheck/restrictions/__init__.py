@@ -1,0 +1,43 @@
+"""What narrows an API key and its tokens.  One file each; this tuple is the whole list.
+
+Order matters to whoever reads a refusal: the audience comes before the scopes, which belong to
+it, and the expiry last, so that a wrong ask is told before a short life.
+"""
+
+from typing import Final
+
+from coatcheck.restrictions.audience import AudienceRestriction
+from coatcheck.restrictions.base import (
+    Allowance,
+    Ask,
+    Reason,
+    Refusal,
+    Refuse,
+    Restriction,
+    Situation,
+)
+from coatcheck.restrictions.environment import EnvironmentRestriction
+from coatcheck.restrictions.expiry import ExpiryRestriction
+from coatcheck.restrictions.scope import ScopeRestriction
+
+RESTRICTIONS: Final[tuple[Restriction, ...]] = (
+    EnvironmentRestriction(),
+    AudienceRestriction(),
+    ScopeRestriction(),
+    ExpiryRestriction(),
+)
+
+#: What a token's `must` claim may name.  A verifier refuses any other name.
+KNOWN: Final = frozenset(restriction.name for restriction in RESTRICTIONS)
+
+__all__ = [
+    "KNOWN",
+    "RESTRICTIONS",
+    "Allowance",
+    "Ask",
+    "Reason",
+    "Refusal",
+    "Refuse",
+    "Restriction",
+    "Situation",
+]

@@ -1,0 +1,1 @@
+"""The service: everything a resource server does not install."""

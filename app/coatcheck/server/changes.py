@@ -1,0 +1,72 @@
+"""The change log: what happened to what a credential may do, in one order.
+
+Every change is one row, written in the transaction that makes the change.  The sequence number
+of a row is the only version number of the product: tokens carry the number up to which their
+issuer had read (`as_of`), and a token is dead once one of its subjects was narrowed later.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from coatcheck import ids
+
+#: The subject of a change that concerns every token.
+EVERYTHING: Final = "*"
+
+
+class What(Enum):
+    """What happened.  The second member says whether tokens issued before are now too wide."""
+
+    ORGANIZATION_CREATED = ("organization.created", False)
+    API_KEY_CREATED = ("api_key.created", False)
+    API_KEY_DISABLED = ("api_key.disabled", True)
+    API_KEY_ENABLED = ("api_key.enabled", False)
+    API_KEY_REVOKED = ("api_key.revoked", True)
+    API_KEY_ROTATED = ("api_key.rotated", False)
+    API_KEY_OVERLAP_ENDED = ("api_key.overlap_ended", True)
+    TOKEN_REVOKED = ("token.revoked", True)
+    SIGNING_KEY_CREATED = ("signing_key.created", False)
+    SIGNING_KEY_WITHDRAWN = ("signing_key.withdrawn", True)
+
+    def __init__(self, text: str, narrows: bool) -> None:
+        self.text = text
+        self.narrows = narrows
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who makes a change, and from where.
+
+    Attributes:
+        id: `cli:<user>` or the id of an API key.
+        address: the caller's address; None where there is none.
+        request_id: ties the row to a log line.
+    """
+
+    id: str
+    address: str | None = None
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change, before it has a sequence number.
+
+    Attributes:
+        subject: the id of the API key, organization, signing key or token it concerns.
+        at: seconds since the epoch.
+        change_id: makes a repeated write find the first one instead of adding a second.
+    """
+
+    what: What
+    subject: str
+    actor: Actor
+    at: int
+    organization_id: str | None = None
+    detail: dict[str, object] = field(default_factory=dict)
+    change_id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.change_id:
+            object.__setattr__(self, "change_id", ids.new_id("chg", self.at * 1000))

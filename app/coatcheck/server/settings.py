@@ -1,0 +1,193 @@
+"""Settings: `COATCHECK_*` in the environment, each with a `_FILE` twin; validated at start.
+
+A twin names a file that holds the value, as secret mounts do.  Nothing is read anywhere else:
+whoever wants to know what a deployment runs on reads this page.
+"""
+
+import os
+from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from coatcheck.durations import TOKEN_LIFETIME
+from coatcheck.token_profile import TokenType, is_audience
+
+PREFIX: Final = "COATCHECK_"
+Network = IPv4Network | IPv6Network
+
+
+class BadSettings(ValueError):
+    """A setting is wrong.  The message names it and says what to write instead."""
+
+
+def _issuer(value: str) -> str:
+    # RFC 8414 §2: a URL without query or fragment.  Compared byte for byte, so one spelling.
+    url = urlsplit(value)
+    if url.scheme not in ("http", "https") or not url.hostname or not is_audience(value):
+        raise ValueError("an http(s) URL such as https://auth.example.com")
+    if url.query or url.fragment or url.username is not None or value.endswith("/"):
+        raise ValueError("no query, fragment, user or trailing slash, such as https://a.example")
+    return value
+
+
+def _audience(value: str | None) -> str | None:
+    if value is not None and not is_audience(value):
+        raise ValueError("printable ASCII without blanks, quotes, backslashes and fragments")
+    return value
+
+
+def _networks(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(ip_network(part) for part in value.replace(",", " ").split())
+    return value
+
+
+class Settings(BaseSettings):
+    """What one deployment runs on."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid"
+    )
+
+    issuer: Annotated[str, AfterValidator(_issuer)] = "http://127.0.0.1:8000"
+    """This deployment's own URL: the token's `iss`, and where its endpoints are."""
+
+    database_url: str = Field(default="sqlite:///coatcheck.db", repr=False)
+    """`sqlite:///relative/path.db` or `sqlite:////absolute/path.db`."""
+
+    keys_dir: Path = Path("keys")
+    """The directory of the sealing key."""
+
+    audience: Annotated[str | None, AfterValidator(_audience)] = None
+    """The default audience; the issuer itself when not set."""
+
+    algorithm: Literal["ES256", "RS256"] = "ES256"
+    """What signs tokens for the default audience."""
+
+    token_type: TokenType = "at+jwt"  # noqa: S105 - a header value, no secret
+    """`typ` of tokens for the default audience; `JWT` for verifiers that know no other."""
+
+    trusted_proxies: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)] = ()
+    """Networks, separated by commas, whose X-Forwarded-For is believed."""
+
+    guesses_per_minute: int = Field(default=60, ge=0)
+    """How many wrong secrets one address may send a minute; 0 turns the limit off."""
+
+    allow_insecure_issuer: bool = False
+    """Allow a plain-http issuer that is not on loopback: tokens then travel in the clear."""
+
+    unsafe_token_lifetime: int | None = Field(default=None, ge=1, le=TOKEN_LIFETIME)
+    """Seconds.  For tests on loopback: a shorter life of tokens."""
+
+    unsafe_clock_offset: int = 0
+    """Seconds.  For tests on loopback: how far this process's clock is moved."""
+
+    @model_validator(mode="after")
+    def _hold_together(self) -> Self:
+        in_the_clear = urlsplit(self.issuer).scheme == "http" and not self.on_loopback
+        if in_the_clear and not self.allow_insecure_issuer:
+            raise ValueError(
+                "COATCHECK_ISSUER is plain http and not on loopback: keys and tokens would travel"
+                " in the clear.  Use https, or set COATCHECK_ALLOW_INSECURE_ISSUER=true"
+            )
+        unsafe = self.model_fields_set & {"unsafe_token_lifetime", "unsafe_clock_offset"}
+        if unsafe and not self.on_loopback:
+            names = ", ".join(sorted(PREFIX + name.upper() for name in unsafe))
+            raise ValueError(f"{names}: for tests on loopback only; remove it")
+        return self
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether the issuer can be reached from this machine only."""
+        host = urlsplit(self.issuer).hostname or ""
+        try:
+            return ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost" or host.endswith(".localhost")
+
+    @property
+    def default_audience(self) -> str:
+        return self.audience or self.issuer
+
+    @property
+    def management_audience(self) -> str:
+        """Whom tokens for the management API are for."""
+        return f"{self.issuer}/v1"
+
+    @property
+    def token_lifetime_s(self) -> int:
+        return self.unsafe_token_lifetime or TOKEN_LIFETIME
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Read the environment.
+
+        Raises:
+            BadSettings: every wrong setting by name, with what it should look like.
+        """
+        environ = os.environ if environ is None else environ
+        try:
+            return cls(**_from_files(cls.model_fields, environ))
+        except ValidationError as error:
+            raise BadSettings("\n".join(_sentences(error))) from None
+
+
+def unknown_settings(environ: Mapping[str, str]) -> list[str]:
+    """Names in the environment that look like ours and are not: misspelled, or of a caller.
+
+    `COATCHECK_API_KEY` and others that only callers and verifiers read are known, too.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | _OF_OTHERS
+    return sorted(
+        name
+        for name in environ
+        if name.startswith(PREFIX) and name.removesuffix("_FILE") not in known
+    )
+
+
+_OF_OTHERS: Final = {
+    PREFIX + name
+    for name in ("API_KEY", "ENVIRONMENT", "JWKS_URL", "SERVICE_KEY", "SCOPE", "RESOURCE")
+}
+
+
+def _from_files(fields: Mapping[str, object], environ: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in fields:
+        variable = PREFIX + name.upper()
+        path = environ.get(f"{variable}_FILE")
+        if not path:
+            continue
+        if environ.get(variable):
+            raise BadSettings(f"{variable} and {variable}_FILE are both set: remove one")
+        try:
+            found[name] = Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadSettings(f"{variable}_FILE: cannot be read ({type(error).__name__})") from None
+    return found
+
+
+def _sentences(error: ValidationError) -> list[str]:
+    # The value itself is left out: it may be a password in a database URL.
+    sentences = []
+    for problem in error.errors(include_input=False, include_url=False):
+        text = problem["msg"].removeprefix("Value error, ")
+        name = f"{PREFIX}{'_'.join(map(str, problem['loc'])).upper()}: " if problem["loc"] else ""
+        sentences.append(f"{name}{text}")
+    return sentences

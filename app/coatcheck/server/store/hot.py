@@ -1,0 +1,156 @@
+"""The SQL of the token path, compiled once from the tables, and its rows as records.
+
+The ORM would cost more than everything else on that path together.  Compiling the same
+`select()`s to text keeps the tables the only schema; a contract test holds raw record and ORM
+record equal.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    Dialect,
+    LargeBinary,
+    Select,
+    String,
+    bindparam,
+    func,
+    select,
+)
+from sqlmodel import col
+
+from coatcheck.scope import Scopes
+from coatcheck.server.store.base import ApiKeyRecord, SigningKeyRecord
+from coatcheck.server.store.tables import ApiKey, ApiKeySecret, ChangeRow, Organization, SigningKey
+
+#: How many secrets one request may present: its own, and its caller's (RFC 8693).
+MOST_SECRETS: Final = 2
+#: How many subjects a token may have.
+MOST_SUBJECTS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class HotSql:
+    """The statements as text, with parameters in the order in which the functions name them."""
+
+    find_api_keys: str
+    """Parameters: MOST_SECRETS digests.  Columns: as `record_from` reads them."""
+    signing_keys: str
+    """No parameters.  Columns: as `signing_key_from` reads them."""
+    head: str
+    """No parameters.  One row, one integer; NULL while nothing has happened."""
+    narrowed_since: str
+    """Parameters: MOST_SUBJECTS subjects, then `as_of`.  A row if any was narrowed since."""
+
+
+def compiled_for(dialect: Dialect) -> HotSql:
+    """The statements in the words of one database."""
+    return HotSql(
+        find_api_keys=_text(_find_api_keys(), dialect),
+        signing_keys=_text(_signing_keys(), dialect),
+        head=_text(select(func.max(col(ChangeRow.seq))), dialect),
+        narrowed_since=_text(_narrowed_since(), dialect),
+    )
+
+
+def digests_for(digests: Sequence[bytes]) -> tuple[bytes, ...]:
+    """Digests as parameters of `find_api_keys`: repeated until there are MOST_SECRETS."""
+    return tuple(digests) + (digests[0],) * (MOST_SECRETS - len(digests))
+
+
+def subjects_for(subjects: Sequence[str], as_of: int) -> tuple[str | int, ...]:
+    """Parameters of `narrowed_since`: subjects repeated until there are MOST_SUBJECTS.
+
+    Raises:
+        ValueError: there are more subjects than that.
+    """
+    if len(subjects) > MOST_SUBJECTS:
+        raise ValueError(f"a token has at most {MOST_SUBJECTS} subjects")
+    repeated = [subjects[0]] * (MOST_SUBJECTS - len(subjects))
+    return (*subjects, *repeated, as_of)
+
+
+def record_from(row: Sequence[Any]) -> ApiKeyRecord:
+    """The record that one row of `find_api_keys` stands for."""
+    return ApiKeyRecord(
+        digest=bytes(row[0]),
+        secret_expires_at=row[1],
+        id=row[2],
+        organization_id=row[3],
+        environment=row[4],
+        scopes=Scopes.parse(row[5]),
+        audiences=tuple(row[6].split(" ")),
+        expires_at=row[7],
+        disabled_at=row[8],
+        revoked_at=row[9],
+        organization_suspended_at=row[10],
+    )
+
+
+def signing_key_from(row: Sequence[Any]) -> SigningKeyRecord:
+    """The record that one row of `signing_keys` stands for."""
+    return SigningKeyRecord(
+        kid=row[0],
+        algorithm=row[1],
+        public_jwk=row[2],
+        sealed_private=bytes(row[3]),
+        sealing_key_id=row[4],
+        position=row[5],
+        created_at=row[6],
+        starts_at=row[7],
+        withdrawn_at=row[8],
+    )
+
+
+def _find_api_keys() -> Select[*tuple[Any, ...]]:
+    return (
+        select(
+            col(ApiKeySecret.digest),
+            col(ApiKeySecret.expires_at),
+            col(ApiKey.id),
+            col(ApiKey.organization_id),
+            col(ApiKey.environment),
+            col(ApiKey.scopes),
+            col(ApiKey.audiences),
+            col(ApiKey.expires_at),
+            col(ApiKey.disabled_at),
+            col(ApiKey.revoked_at),
+            col(Organization.suspended_at),
+        )
+        .join(ApiKey, col(ApiKey.id) == col(ApiKeySecret.api_key_id))
+        .join(Organization, col(Organization.id) == col(ApiKey.organization_id))
+        .where(col(ApiKeySecret.digest).in_(_slots("digest", MOST_SECRETS, LargeBinary())))
+    )
+
+
+def _signing_keys() -> Select[*tuple[Any, ...]]:
+    return select(
+        col(SigningKey.kid),
+        col(SigningKey.algorithm),
+        col(SigningKey.public_jwk),
+        col(SigningKey.sealed_private),
+        col(SigningKey.sealing_key_id),
+        col(SigningKey.position),
+        col(SigningKey.created_at),
+        col(SigningKey.starts_at),
+        col(SigningKey.withdrawn_at),
+    ).order_by(col(SigningKey.position))
+
+
+def _narrowed_since() -> Select[*tuple[Any, ...]]:
+    return select(col(ChangeRow.seq)).where(
+        col(ChangeRow.subject).in_(_slots("subject", MOST_SUBJECTS, String())),
+        col(ChangeRow.seq) > bindparam("as_of", type_=BigInteger()),
+        col(ChangeRow.narrows).is_(True),
+    )
+
+
+def _slots(name: str, count: int, of_type: Any) -> list[BindParameter[Any]]:
+    return [bindparam(f"{name}_{n}", type_=of_type) for n in range(count)]
+
+
+def _text(statement: Select[*tuple[Any, ...]], dialect: Dialect) -> str:
+    return str(statement.compile(dialect=dialect))

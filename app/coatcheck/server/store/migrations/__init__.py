@@ -1,0 +1,66 @@
+"""The schema's history: one file a step under `versions/`, run by Alembic.
+
+All steps of an upgrade are one transaction; SQLite, too, takes schema changes back with it.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, inspect, text
+
+from coatcheck.server.store.base import SchemaMismatch
+
+#: The step that this version of the code needs; a test holds it equal to Alembic's own head.
+REVISION: Final = "0001"
+
+_FOLDER: Final = Path(__file__).parent
+
+
+def config() -> Config:
+    """Alembic's configuration, without a file of its own."""
+    alembic = Config()
+    alembic.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
+    return alembic
+
+
+def upgrade(engine: Engine) -> tuple[str | None, str]:
+    """Run the steps that are missing.
+
+    Returns:
+        The revisions before and after; None before the first.
+
+    Raises:
+        SchemaMismatch: the database has a step that this version does not know.
+    """
+    with engine.connect() as connection, connection.begin():
+        before = _current(connection)
+        if before is not None and before > REVISION:
+            require_current(before)
+        alembic = config()
+        alembic.attributes["connection"] = connection
+        command.upgrade(alembic, "head")
+    return before, REVISION
+
+
+def require_current(revision: str | None) -> None:
+    """Raises SchemaMismatch, with the fix, unless this is the revision the code needs."""
+    if revision == REVISION:
+        return
+    if revision is not None and revision > REVISION:
+        raise SchemaMismatch(
+            f"the database is at schema {revision}, newer than this version's {REVISION}:"
+            " run the newer coatcheck"
+        )
+    raise SchemaMismatch(
+        f"the database is at schema {revision or 'none'}, this version needs {REVISION}:"
+        " run coatcheck db upgrade"
+    )
+
+
+def _current(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    row = connection.execute(text("SELECT version_num FROM alembic_version")).fetchone()
+    return None if row is None else str(row[0])

@@ -1,0 +1,162 @@
+"""One write: rows in and out, and the change-log rows that go with them.
+
+Synchronous SQLModel, the same for every database.  It runs in a writer thread or in the command
+line, never on the token path.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from sqlalchemy import insert, update
+from sqlmodel import Session, SQLModel, col, func, select
+
+from coatcheck.server.changes import Change
+from coatcheck.server.store.tables import (
+    ApiKey,
+    ApiKeySecret,
+    ApiKeyUsage,
+    ChangeRow,
+    Deployment,
+    Organization,
+    SigningKey,
+)
+
+#: Rows of one table that one statement carries; bounds memory while millions are written.
+_BATCH: Final = 5000
+
+
+class Transaction:
+    """What a use case may do to the database; committed as a whole, or not at all."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    # --- the deployment
+
+    def deployment(self) -> Deployment | None:
+        return self._session.get(Deployment, 1)
+
+    def add(self, *rows: SQLModel) -> None:
+        """Add rows of any table but the change log, in this order."""
+        for row in rows:
+            self._session.add(row)
+            self._session.flush()
+
+    def append(self, changes: Iterable[Change]) -> None:
+        """Add rows to the change log.  Call it last: what is in the log is what was done.
+
+        All other rows go to the database first, so that sequence order is commit order on a
+        database that serializes writers only here.
+        """
+        self._session.flush()
+        self._insert(
+            ChangeRow,
+            [
+                {
+                    "change_id": change.change_id,
+                    "at": change.at,
+                    "what": change.what.text,
+                    "subject": change.subject,
+                    "narrows": change.what.narrows,
+                    "organization_id": change.organization_id,
+                    "actor": change.actor.id,
+                    "address": change.actor.address,
+                    "request_id": change.actor.request_id,
+                    "detail": json.dumps(change.detail, separators=(",", ":")),
+                }
+                for change in changes
+            ],
+        )
+
+    # --- organizations
+
+    def organization(self, organization_id: str) -> Organization | None:
+        return self._session.get(Organization, organization_id)
+
+    def organizations(self) -> Sequence[Organization]:
+        return self._session.exec(select(Organization).order_by(col(Organization.id))).all()
+
+    # --- API keys
+
+    def api_key(self, api_key_id: str) -> ApiKey | None:
+        return self._session.get(ApiKey, api_key_id)
+
+    def api_key_by_digest(self, digest: bytes) -> ApiKey | None:
+        secret = self._session.get(ApiKeySecret, digest)
+        return None if secret is None else self.api_key(secret.api_key_id)
+
+    def api_keys(self, organization_id: str | None, after: str, limit: int) -> Sequence[ApiKey]:
+        """API keys in the order of their ids, from the one after `after`."""
+        query = select(ApiKey).where(col(ApiKey.id) > after).order_by(col(ApiKey.id)).limit(limit)
+        if organization_id is not None:
+            query = query.where(col(ApiKey.organization_id) == organization_id)
+        return self._session.exec(query).all()
+
+    def secrets(self, api_key_id: str) -> Sequence[ApiKeySecret]:
+        """The secrets of an API key, the oldest first."""
+        return self._session.exec(
+            select(ApiKeySecret)
+            .where(col(ApiKeySecret.api_key_id) == api_key_id)
+            .order_by(col(ApiKeySecret.created_at), col(ApiKeySecret.expires_at).nulls_last())
+        ).all()
+
+    def add_api_keys(self, api_keys: list[dict[str, Any]], secrets: list[dict[str, Any]]) -> None:
+        """Add many API keys at once, as rows of their tables."""
+        self._session.flush()
+        self._insert(ApiKey, api_keys)
+        self._insert(ApiKeySecret, secrets)
+
+    def usage(self, api_key_ids: Sequence[str]) -> dict[str, ApiKeyUsage]:
+        """Usage by API key id; one that was never used is absent."""
+        found = self._session.exec(
+            select(ApiKeyUsage).where(col(ApiKeyUsage.api_key_id).in_(api_key_ids))
+        ).all()
+        return {usage.api_key_id: usage for usage in found}
+
+    def add_usage(self, api_key_id: str, tokens_issued: int, last_used_at: int) -> None:
+        """Add to what was counted before.  A key that no longer exists is passed over."""
+        added = self._session.execute(
+            update(ApiKeyUsage)
+            .where(col(ApiKeyUsage.api_key_id) == api_key_id)
+            .values(
+                tokens_issued=col(ApiKeyUsage.tokens_issued) + tokens_issued,
+                last_used_at=last_used_at,
+            )
+        )
+        if added.rowcount == 0 and self.api_key(api_key_id) is not None:  # type: ignore[attr-defined]
+            self._session.add(
+                ApiKeyUsage(
+                    api_key_id=api_key_id, tokens_issued=tokens_issued, last_used_at=last_used_at
+                )
+            )
+
+    # --- signing keys
+
+    def signing_key(self, kid: str) -> SigningKey | None:
+        return self._session.get(SigningKey, kid)
+
+    def signing_keys(self) -> Sequence[SigningKey]:
+        return self._session.exec(select(SigningKey).order_by(col(SigningKey.position))).all()
+
+    # --- the change log
+
+    def head(self) -> int:
+        return self._session.exec(select(func.max(ChangeRow.seq))).one() or 0
+
+    def changes(self, subject: str) -> Sequence[ChangeRow]:
+        """What happened to one subject, the oldest first."""
+        return self._session.exec(
+            select(ChangeRow).where(ChangeRow.subject == subject).order_by(col(ChangeRow.seq))
+        ).all()
+
+    def has_narrowed(self, subject: str) -> bool:
+        """Whether any change has narrowed this subject."""
+        query = select(ChangeRow.seq).where(
+            ChangeRow.subject == subject, col(ChangeRow.narrows).is_(True)
+        )
+        return self._session.exec(query.limit(1)).first() is not None
+
+    def _insert(self, table: type[SQLModel], rows: list[dict[str, Any]]) -> None:
+        for start in range(0, len(rows), _BATCH):
+            self._session.execute(insert(table), rows[start : start + _BATCH])

@@ -27,6 +27,7 @@ class Reason(Enum):
     INVALID_SCOPE = "invalid_scope"
     INSUFFICIENT_SCOPE = "insufficient_scope"
     INVALID_TARGET = "invalid_target"
+    SEVERAL_TARGETS = "several_targets"
     WRONG_ENVIRONMENT = "wrong_environment"
 
 

@@ -1,0 +1,127 @@
+"""The exchange: one API key in, one token out.  The whole use case, in order.
+
+1. The secret is recognized, the API key is alive (`decide.recognize`).
+2. The asked audience is one this deployment knows.
+3. Every restriction narrows what the API key has to what was asked (`decide.decide`).
+4. The claims are checked against the token profile (`token_profile.check`).
+5. The ring's signer for that audience signs (`mint.mint`).
+"""
+
+import secrets
+from dataclasses import dataclass
+
+from jwt.utils import base64url_encode
+
+from coatcheck import token_profile
+from coatcheck.restrictions import RESTRICTIONS, Allowance, Ask, Reason, Refusal
+from coatcheck.scope import MalformedScope, Scopes
+from coatcheck.server.catalog import Catalog
+from coatcheck.server.issue import decide
+from coatcheck.server.issue.mint import Issued, mint
+from coatcheck.server.signing import RingKeeper
+from coatcheck.server.store import ApiKeyRecord, Found
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asked for, as text; absent means the default.
+
+    Attributes:
+        audiences: every `resource` and `audience` that was sent.
+        scope: the scope parameter.
+    """
+
+    audiences: tuple[str, ...] = ()
+    scope: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """Everything a token of this deployment is made from, but the request."""
+
+    url: str
+    catalog: Catalog
+    ring: RingKeeper
+    token_lifetime_s: int
+
+    def recognize(
+        self, found: Found, presented: str, client_id: str | None, now: int
+    ) -> ApiKeyRecord:
+        """Step 1.  As `decide.recognize`."""
+        return decide.recognize(found, presented, client_id, now)
+
+    def issue(self, record: ApiKeyRecord, asked: Asked, *, now: int, as_of: int) -> Issued:
+        """Steps 2 to 5.
+
+        Args:
+            record: from `recognize`.
+            now: seconds since the epoch, taken before the record was read; becomes `iat`.
+            as_of: the head of the change log, read before the record was.
+
+        Raises:
+            Refusal: why no token is issued.
+            NoSigner: no signing key may sign for this audience.
+            StoreUnavailable: the ring could not be read.
+        """
+        # 2
+        audience = self.catalog.audiences.get(self._audience_id(record, asked))
+        if audience is None:
+            raise Refusal(Reason.INVALID_TARGET, allowed=record.audiences)
+        # 3
+        ask = Ask(
+            audience=audience.id,
+            audience_environment=audience.environment,
+            scopes=_scopes(asked.scope),
+            now=now,
+            lifetime_s=self.token_lifetime_s,
+        )
+        allowance = decide.decide(record, ask)
+        # 4
+        claims = token_profile.check(
+            self._claims(allowance, now, as_of), lifetime_s=self.token_lifetime_s
+        )
+        # 5
+        signer = self.ring.at(as_of).signer(audience.algorithm, now)
+        return mint(
+            claims,
+            signer,
+            audience.token_type,
+            scopes=allowance.scopes,
+            api_key_id=allowance.api_key_id,
+        )
+
+    def _audience_id(self, record: ApiKeyRecord, asked: Asked) -> str:
+        wanted = set(asked.audiences)
+        if len(wanted) > 1:
+            raise Refusal(Reason.SEVERAL_TARGETS)
+        default = self.catalog.default_audiences.get(record.environment, "")
+        return wanted.pop() if wanted else default
+
+    def _claims(self, allowance: Allowance, now: int, as_of: int) -> dict[str, object]:
+        claims: dict[str, object] = {
+            "iss": self.url,
+            "sub": allowance.api_key_id,
+            "client_id": allowance.api_key_id,
+            "iat": now,
+            "jti": base64url_encode(secrets.token_bytes(16)).decode("ascii"),
+            "org_id": allowance.organization_id,
+            "as_of": as_of,
+        }
+        must = []
+        for restriction in RESTRICTIONS:
+            carried = restriction.to_claim(allowance)
+            claims.update(carried)
+            if carried and restriction.must:
+                must.append(restriction.name)
+        if must:
+            claims["must"] = must
+        return claims
+
+
+def _scopes(text: str | None) -> Scopes | None:
+    if text is None:
+        return None
+    try:
+        return Scopes.parse(text)
+    except MalformedScope:
+        raise Refusal(Reason.INVALID_SCOPE) from None

@@ -1,0 +1,106 @@
+"""Whether a token of ours is good right now: signature and claims, then the change log.
+
+Resource servers check tokens by themselves; this is for introspection and revocation, which are
+asked about tokens of every audience and must know at once what was narrowed.
+
+Source: RFC 7662 §4 (what a server must check).
+"""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from coatcheck.restrictions import Situation
+from coatcheck.scope import RESOURCE_SERVER, Grant
+from coatcheck.server import changes
+from coatcheck.server.signing import Ring, RingKeeper
+from coatcheck.server.store import ApiKeyRecord
+from coatcheck.token_profile import ALGORITHMS, TYPES
+from coatcheck.verifier import check, keyset
+from coatcheck.verifier.errors import VerifierError
+
+
+@dataclass(frozen=True, slots=True)
+class OwnToken:
+    """The claims of a token that we signed and that has not expired."""
+
+    kid: str
+    claims: Mapping[str, object]
+
+    @property
+    def api_key_id(self) -> str:
+        return str(self.claims["sub"])
+
+    @property
+    def jti(self) -> str:
+        return str(self.claims["jti"])
+
+    @property
+    def as_of(self) -> int:
+        as_of = self.claims["as_of"]
+        assert isinstance(as_of, int)  # noqa: S101 - `token_profile.check` made sure
+        return as_of
+
+    @property
+    def subjects(self) -> Sequence[str]:
+        """Everything whose narrowing kills this token."""
+        organization_id = str(self.claims["org_id"])
+        return (self.api_key_id, organization_id, self.kid, self.jti, changes.EVERYTHING)
+
+
+class OwnTokens:
+    """Recognizes tokens that this deployment signed, for whichever audience."""
+
+    def __init__(self, issuer: str, audiences: Collection[str], ring: RingKeeper) -> None:
+        self._ring = ring
+        self._expected = check.Expected(
+            issuer=issuer,
+            audiences=tuple(audiences),
+            types=frozenset(typ.lower() for typ in TYPES),
+            algorithms=frozenset(ALGORITHMS),
+            leeway_s=0,
+        )
+        self._signing_keys: tuple[Ring | None, Mapping[str, check.SigningKey]] = (None, {})
+
+    def read(self, token: str, as_of: int, now: int) -> OwnToken | None:
+        """The token, if its signature is ours and its time has not run out; else None.
+
+        Args:
+            as_of: the head of the change log; says which signing keys count.
+            now: seconds since the epoch.
+
+        Raises:
+            StoreUnavailable: the ring could not be read.
+        """
+        ring = self._ring.at(as_of)
+        try:
+            unverified = check.read(token, self._expected)
+            own = ring.get(unverified.header.kid)
+            signing_key = self._published(ring).get(unverified.header.kid)
+            if own is None or signing_key is None or not own.is_published(now):
+                return None
+            signed = check.check_signed(unverified, signing_key)
+            check.check_use(signed, self._expected, now, Situation())
+        except VerifierError:
+            return None
+        return OwnToken(signing_key.kid, signed.claims)
+
+    def _published(self, ring: Ring) -> Mapping[str, check.SigningKey]:
+        """The public halves as any verifier would read them from the key set."""
+        read_from, signing_keys = self._signing_keys
+        if read_from is not ring:
+            jwks = {"keys": [signing_key.public_jwk for signing_key in ring.signing_keys]}
+            signing_keys = keyset.parse(json.dumps(jwks).encode())
+            self._signing_keys = (ring, signing_keys)
+        return signing_keys
+
+
+def may_ask_about(caller: ApiKeyRecord, token: OwnToken) -> bool:
+    """Whether this API key may learn of that token: its own, or one for its own audience.
+
+    Source: RFC 7662 §4: a token's state is told to nobody whom the token is not for.
+    """
+    if caller.id == token.api_key_id:
+        return True
+    is_resource_server = caller.scopes.covers(Grant(RESOURCE_SERVER))
+    return is_resource_server and token.claims["aud"] in caller.audiences

@@ -1,0 +1,57 @@
+"""Whose address a request comes from, when it may have passed proxies.  Pure.
+
+The peer counts, unless it is a trusted proxy: then X-Forwarded-For is read from right to left,
+past every trusted proxy, to the first address that is none.  The leftmost entry is whatever the
+caller wrote there and decides nothing.
+
+Source: RFC 7239 §8.1 (forwarded information is only as good as who wrote it).
+"""
+
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+
+def client_address(
+    peer: str | None, forwarded_for: Sequence[str], trusted_proxies: Sequence[Network]
+) -> Address | None:
+    """The caller's address; None when it cannot be known.
+
+    Args:
+        peer: the address at the other end of the connection; None on a Unix socket.
+        forwarded_for: every X-Forwarded-For line of the request, in order.
+        trusted_proxies: networks whose X-Forwarded-For is believed.
+    """
+    address = parse(peer or "")
+    if address is None or not _is_trusted(address, trusted_proxies):
+        return address
+    # A trusted proxy that names nobody, or writes what is no address, leaves the caller unknown.
+    for entry in reversed(",".join(forwarded_for).split(",")):
+        address = parse(_without_port(entry.strip()))
+        if address is None or not _is_trusted(address, trusted_proxies):
+            return address
+    return address
+
+
+def parse(text: str) -> Address | None:
+    """An address; an IPv4 one mapped into IPv6 is the IPv4 one.  None for any other text."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def _is_trusted(address: Address, trusted_proxies: Sequence[Network]) -> bool:
+    return any(address in network for network in trusted_proxies)
+
+
+def _without_port(text: str) -> str:
+    # RFC 7239 §6 forms: 192.0.2.1:4711, [2001:db8::1]:4711, [2001:db8::1] and plain addresses.
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0] if text.count(":") == 1 else text

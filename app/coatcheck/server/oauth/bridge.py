@@ -1,0 +1,201 @@
+"""Authlib's server core behind our own requests and answers.
+
+The core is synchronous and framework-neutral: everything that has to be awaited was awaited
+before, and lies in the request.  What it would decide on its own is overridden here: one client
+authentication method, no scope check of its own, our error table, our headers.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+from authlib.oauth2.rfc6749 import AuthorizationServer, OAuth2Request
+from authlib.oauth2.rfc6749.endpoint import Endpoint
+from authlib.oauth2.rfc6749.errors import OAuth2Error, UnsupportedGrantTypeError
+
+from coatcheck.restrictions import Refusal
+from coatcheck.server.issue.exchange import Asked, Issuer
+from coatcheck.server.issue.inspect import OwnToken
+from coatcheck.server.issue.mint import Issued
+from coatcheck.server.oauth import errors
+from coatcheck.server.oauth.errors import OAuthError
+from coatcheck.server.oauth.grants import GRANTS
+from coatcheck.server.oauth.wire import FormRequest, Mechanism, Reply, json_reply
+from coatcheck.server.store import ApiKeyRecord, Found
+
+# Authlib writes whole tokens at DEBUG.
+logging.getLogger("authlib").setLevel(logging.INFO)
+
+#: The one client authentication method: an API key, wherever `wire` found it.
+API_KEY: Final = "api_key"
+
+
+_DOTS_OF_A_JWT: Final = 2
+
+
+class Payload:
+    """A request's parameters, as Authlib's grants read them."""
+
+    __slots__ = ("client_id", "data", "grant_type", "scope")
+
+    def __init__(self, data: dict[str, str]) -> None:
+        self.data = data
+        self.grant_type = data.get("grant_type")
+        self.scope = data.get("scope")
+        self.client_id = data.get("client_id")
+
+
+class BridgeRequest(OAuth2Request):
+    """One request with what was looked up for it.
+
+    Attributes:
+        http: the request as it was read.
+        found: the answer to the look-up of its secrets.
+        presented_token: what introspection or revocation is asked about, if it is good.
+        issued: what a grant issued, for the count.
+    """
+
+    def __init__(
+        self, http: FormRequest, found: Found, presented_token: OwnToken | None = None
+    ) -> None:
+        # Not Authlib's own: it wants a URL, and refuses plain http behind a TLS proxy.
+        self.method = "POST"
+        self.headers: dict[str, str] = {}
+        self.payload = Payload(dict(http.form))
+        self.client: Client | None = None
+        self.auth_method: str | None = None
+        self.http = http
+        self.found = found
+        self.presented_token = presented_token
+        self.issued: Issued | None = None
+
+    @property
+    def form(self) -> dict[str, str]:
+        return self.payload.data
+
+
+class Client:
+    """An API key whose secret was presented, as Authlib's client."""
+
+    __slots__ = ("record",)
+
+    def __init__(self, record: ApiKeyRecord) -> None:
+        self.record = record
+
+    def check_endpoint_auth_method(self, method: str, endpoint: str) -> bool:
+        return method == API_KEY
+
+    def check_grant_type(self, grant_type: str) -> bool:
+        return grant_type == "client_credentials"
+
+
+class Bridge(AuthorizationServer):
+    """The authorization server, as Authlib calls it."""
+
+    def __init__(self, issuer: Issuer, endpoints: Sequence[Endpoint] = ()) -> None:
+        super().__init__()
+        self.issuer = issuer
+        self.register_client_auth_method(API_KEY, lambda _, request: self.authenticate(request))
+        for grant in GRANTS:
+            self.register_grant(grant)
+        for endpoint in endpoints:
+            self.register_endpoint(endpoint)
+
+    @property
+    def grant_types(self) -> list[str]:
+        return [grant.GRANT_TYPE for grant in GRANTS]
+
+    def authenticate(self, request: BridgeRequest) -> Client:
+        """The caller, by its presented secret.
+
+        Raises:
+            OAuthError: nothing usable was sent.
+            Refusal: the API key is unknown or may not be used.
+        """
+        credential = request.http.credential
+        if credential.secret is None or credential.secret.count(".") == _DOTS_OF_A_JWT:
+            if credential.mechanism is Mechanism.NONE:
+                raise errors.from_row(errors.MISSING_CREDENTIAL)
+            raise errors.from_row(errors.NO_API_KEY)
+        record = self.issuer.recognize(
+            request.found, credential.secret, credential.client_id, request.http.now
+        )
+        return Client(record)
+
+    def issue(self, request: BridgeRequest) -> Issued:
+        """A token for the authenticated caller of this request.  Raises as `Issuer.issue`."""
+        asked = Asked(request.http.audiences, request.payload.scope)
+        assert request.client is not None  # noqa: S101 - grants authenticate first
+        return self.issuer.issue(
+            request.client.record, asked, now=request.http.now, as_of=request.found.as_of
+        )
+
+    # --- what Authlib calls
+
+    def query_client(self, client_id: str) -> None:
+        return None
+
+    def save_token(self, token: object, request: object) -> None:
+        return
+
+    def send_signal(self, name: str, *args: object, **kwargs: object) -> None:
+        return
+
+    def validate_requested_scope(self, scope: str | None) -> None:
+        # The API key decides, in `issue`.
+        return
+
+    def create_oauth2_request(self, request: BridgeRequest) -> BridgeRequest:
+        return request
+
+    def handle_response(self, status: int, body: Any, headers: object) -> Reply:
+        return json_reply(status, body)
+
+    def handle_error_response(self, request: BridgeRequest, error: OAuth2Error) -> Reply:
+        return self.refused(error, request.http.credential.mechanism)
+
+    # --- errors
+
+    def refused(
+        self, error: OAuth2Error | Refusal, mechanism: Mechanism, *, always_challenge: bool = False
+    ) -> Reply:
+        """The answer to a request that failed.
+
+        A refused body credential is 400 without a challenge: RFC 6749 §5.2 allows it, and
+        clients that see a challenge hide our sentence behind one of their own.
+
+        Args:
+            always_challenge: answer 401 with a challenge however the credential came, as the
+                endpoints for resource servers do.
+        """
+        if isinstance(error, Refusal):
+            error = errors.from_refusal(error)
+        if isinstance(error, UnsupportedGrantTypeError):
+            error = self._unsupported_grant_type(error)
+        if not isinstance(error, OAuthError):
+            error = OAuthError.invalid_request("A required parameter is missing.")
+        body = {"error": error.error, "error_description": error.text, "code": error.code}
+        status, headers = error.status_code, list(error.extra_headers)
+        scheme = mechanism.challenge_scheme or ("Basic" if always_challenge else None)
+        failed = error.error == "invalid_client" or (
+            always_challenge and error.error == "unauthorized_client"
+        )
+        if failed and scheme is not None:
+            status = 401
+            headers.append(("WWW-Authenticate", self._challenge(scheme, error)))
+        return json_reply(status, body, headers)
+
+    def _challenge(self, scheme: str, error: OAuthError) -> str:
+        # The description is in the character set that a quoted string takes as it is.
+        return (
+            f'{scheme} realm="{self.issuer.url}", error="{error.error}",'
+            f' error_description="{error.text}"'
+        )
+
+    def _unsupported_grant_type(self, error: UnsupportedGrantTypeError) -> OAuthError:
+        if not error.grant_type:
+            return OAuthError.invalid_request("grant_type is missing: send client_credentials.")
+        known = " ".join(self.grant_types)
+        return OAuthError(
+            "unsupported_grant_type", "unsupported_grant_type", f"Supported here: {known}."
+        )

@@ -1,0 +1,209 @@
+"""What a caller is told when a request fails: one table from reason to code and sentence.
+
+Sentences are written for the person who has to fix it.  They never repeat what was sent, which
+may be a secret, and hold only the characters that RFC 6749 §5.2 allows: no quotes, backslashes
+or letters beyond ASCII.
+
+Source: RFC 6749 §5.2, RFC 8707 §2 (invalid_target), RFC 7009 §2.2.1.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from authlib.oauth2.rfc6749.errors import OAuth2Error
+
+from coatcheck.restrictions import Reason, Refusal
+
+#: How much of a list of names goes into a sentence.
+_LONGEST_LIST: Final = 400
+
+
+class OAuthError(OAuth2Error):
+    """An answer that is no success.  Carries everything but the challenge, which needs a realm."""
+
+    def __init__(
+        self,
+        error: str,
+        code: str,
+        description: str,
+        status: int = 400,
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        super().__init__(description, status_code=status, error=error)
+        self.code = code
+        self.text = description
+        self.extra_headers = headers
+
+    @classmethod
+    def invalid_request(cls, description: str) -> "OAuthError":
+        return cls("invalid_request", "invalid_request", description)
+
+    @classmethod
+    def method_not_allowed(cls, allowed: str) -> "OAuthError":
+        return cls(
+            "invalid_request", "method_not_allowed", f"Use {allowed}.", 405, (("Allow", allowed),)
+        )
+
+    @classmethod
+    def unsupported_encoding(cls) -> "OAuthError":
+        return cls(
+            "invalid_request", "invalid_request", "Send the body without Content-Encoding.", 415
+        )
+
+    @classmethod
+    def too_large(cls) -> "OAuthError":
+        # The rest of the body is not read, so the connection cannot be used again.
+        return cls(
+            "invalid_request",
+            "invalid_request",
+            "The body is larger than 16 KiB.",
+            413,
+            (("Connection", "close"),),
+        )
+
+    @classmethod
+    def too_slow(cls) -> "OAuthError":
+        return cls(
+            "invalid_request",
+            "invalid_request",
+            "The body did not arrive in time.",
+            408,
+            (("Connection", "close"),),
+        )
+
+    @classmethod
+    def throttled(cls, retry_after_s: int) -> "OAuthError":
+        return cls(
+            "temporarily_unavailable",
+            "rate_limited",
+            "Too many wrong API keys from this address. A right one still works; check which key"
+            " is configured before trying again.",
+            429,
+            (("Retry-After", str(retry_after_s)),),
+        )
+
+    @classmethod
+    def unavailable(cls) -> "OAuthError":
+        return cls(
+            "temporarily_unavailable",
+            "issuer_unavailable",
+            "The service cannot answer right now; this says nothing about the API key. Try again.",
+            503,
+            (("Retry-After", "1"),),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    error: str
+    code: str
+    sentence: str
+
+
+_REPLACE: Final = "Ask its owner for a new one."
+
+#: Reason → what is told.  {date} and {names} are filled from our own records, or from scopes that
+#: passed the grammar, never from raw input.
+_ROWS: Final[Mapping[Reason, _Row]] = {
+    Reason.API_KEY_UNKNOWN: _Row(
+        "invalid_client",
+        "api_key_unknown",
+        "No such API key, or the client_id does not belong to it. Send the whole key as"
+        " client_secret, and its id as client_id or nothing.",
+    ),
+    Reason.API_KEY_REVOKED: _Row(
+        "invalid_client",
+        "api_key_revoked",
+        f"This API key was revoked on {{date}} and will not work again. {_REPLACE}",
+    ),
+    Reason.API_KEY_EXPIRED: _Row(
+        "invalid_client", "api_key_expired", f"This API key expired on {{date}}. {_REPLACE}"
+    ),
+    Reason.API_KEY_REPLACED: _Row(
+        "invalid_client",
+        "api_key_expired",
+        "This secret was replaced, and its overlap ended on {date}. Use the new secret of the same"
+        " API key.",
+    ),
+    Reason.API_KEY_DISABLED: _Row(
+        "invalid_client",
+        "api_key_disabled",
+        "This API key was disabled on {date}. Its owner can enable it again.",
+    ),
+    Reason.ORG_SUSPENDED: _Row(
+        "unauthorized_client",
+        "org_suspended",
+        "The organization of this API key was suspended on {date}. Contact the provider of the"
+        " API.",
+    ),
+    Reason.INVALID_SCOPE: _Row(
+        "invalid_scope",
+        "invalid_scope",
+        "The scope parameter is malformed: scopes are separated by one blank, each an action or"
+        " action@filter.",
+    ),
+    Reason.INSUFFICIENT_SCOPE: _Row(
+        "invalid_scope",
+        "invalid_scope",
+        "This API key does not have: {names}. Ask for less, or leave scope out for all it has.",
+    ),
+    Reason.INVALID_TARGET: _Row(
+        "invalid_target",
+        "invalid_target",
+        "This API key is not for that resource. It is for: {names}. Name one as resource.",
+    ),
+    Reason.SEVERAL_TARGETS: _Row(
+        "invalid_target",
+        "invalid_target",
+        "A token is for one resource: ask for one token each.",
+    ),
+    Reason.WRONG_ENVIRONMENT: _Row(
+        "invalid_target",
+        "wrong_environment",
+        "That resource belongs to another environment than this API key. It is for: {names}.",
+    ),
+}
+
+MISSING_CREDENTIAL: Final = _Row(
+    "invalid_client",
+    "missing_credential",
+    "Send the API key: as client_secret in the body, or in the Authorization header as Basic or"
+    " Bearer.",
+)
+NO_API_KEY: Final = _Row(
+    "invalid_client",
+    "api_key_unknown",
+    "What was sent is no API key. Send the whole key as client_secret; access tokens and"
+    " assertions are not accepted here.",
+)
+
+
+def from_row(row: _Row) -> OAuthError:
+    """The error that a row without fillings stands for."""
+    return OAuthError(row.error, row.code, row.sentence)
+
+
+def from_refusal(refusal: Refusal) -> OAuthError:
+    """The error that the outside sees for a refusal."""
+    row = _ROWS[refusal.reason]
+    names = [str(grant) for grant in refusal.scopes or ()] or list(refusal.allowed)
+    sentence = row.sentence.format(date=_date(refusal.at), names=_list(names))
+    return OAuthError(row.error, row.code, sentence)
+
+
+def _date(at: int | None) -> str:
+    if at is None:
+        return "an unknown date"
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d at %H:%M UTC")
+
+
+def _list(names: list[str]) -> str:
+    told = ""
+    for number, name in enumerate(names):
+        longer = f"{told} {name}" if told else name
+        if len(longer) > _LONGEST_LIST:
+            return f"{told} and {len(names) - number} more".lstrip()
+        told = longer
+    return told or "nothing"

@@ -1,0 +1,94 @@
+"""Documents about the service: its metadata and its key set.
+
+The metadata is the same at both well-known names.  It lists an authorization endpoint although
+there is no such flow, because clients refuse the document otherwise, and no `scopes_supported`,
+because clients would ask for all of them.
+
+Source: RFC 8414 §2, §3 (metadata), RFC 7517 §5 and §8.5.2 (JWK set), RFC 9110 §13.1.2 (ETag).
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from coatcheck.durations import JWKS_MAX_AGE
+from coatcheck.server.signing import RingKeeper
+from coatcheck.server.store import Store, StoreUnavailable
+
+KEY_SET = "jwks.json"
+DOCUMENTS = ("oauth-authorization-server", "openid-configuration")
+
+_AUTH_METHODS = ("client_secret_basic", "client_secret_post")
+#: Both documents are public; web pages may read them, too.
+_HEADERS = {
+    "Cache-Control": f"public, max-age={JWKS_MAX_AGE}",
+    "Access-Control-Allow-Origin": "*",
+}
+
+
+def paths_of(issuer: str, document: str) -> list[str]:
+    """Where a well-known document is served.
+
+    RFC 8414 §3 inserts the well-known part before the issuer's own path; OpenID Connect
+    Discovery appends it.  An issuer without a path has one place.
+    """
+    path = urlsplit(issuer).path
+    return list(dict.fromkeys((f"/.well-known/{document}{path}", f"{path}/.well-known/{document}")))
+
+
+def metadata(
+    issuer: str, grant_types: Sequence[str], signing_algorithms: Sequence[str]
+) -> dict[str, object]:
+    """The RFC 8414 document.  Every URL is built from the configured issuer alone."""
+    return {
+        "issuer": issuer,
+        "token_endpoint": f"{issuer}/oauth/token",
+        "authorization_endpoint": f"{issuer}/oauth/authorize",
+        "jwks_uri": f"{issuer}/.well-known/{KEY_SET}",
+        "introspection_endpoint": f"{issuer}/oauth/introspect",
+        "revocation_endpoint": f"{issuer}/oauth/revoke",
+        "service_documentation": f"{issuer}/docs",
+        "grant_types_supported": list(grant_types),
+        "response_types_supported": [],
+        "token_endpoint_auth_methods_supported": list(_AUTH_METHODS),
+        "introspection_endpoint_auth_methods_supported": list(_AUTH_METHODS),
+        "revocation_endpoint_auth_methods_supported": list(_AUTH_METHODS),
+        # Only for parsers of OpenID Connect Discovery, which want them: there are no id tokens.
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": list(signing_algorithms),
+    }
+
+
+class MetadataEndpoint:
+    """GET of the metadata, at any of its places."""
+
+    def __init__(self, document: dict[str, object]) -> None:
+        self._document = document
+
+    async def __call__(self, request: Request) -> Response:
+        return JSONResponse(self._document, headers=_HEADERS)
+
+
+class KeySetEndpoint:
+    """GET of the key set: computed from the clock, and from memory while the database is away."""
+
+    def __init__(self, ring: RingKeeper, store: Store, clock: Callable[[], float]) -> None:
+        self._ring = ring
+        self._store = store
+        self._clock = clock
+
+    async def __call__(self, request: Request) -> Response:
+        try:
+            ring = self._ring.at(self._store.head())
+        except StoreUnavailable:
+            ring = self._ring.last_known
+        body = json.dumps(ring.key_set(int(self._clock()))).encode()
+        etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+        headers = _HEADERS | {"ETag": etag}
+        if etag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        return Response(body, headers=headers, media_type="application/jwk-set+json")

@@ -1,0 +1,228 @@
+"""The service, put together: the only module that knows every room.
+
+The three form endpoints are found by path before Starlette's router sees the request; all other
+pages are ordinary Starlette.
+"""
+
+import asyncio
+import logging
+import os
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from coatcheck.durations import USAGE_FLUSH
+from coatcheck.server import catalog as catalogs
+from coatcheck.server import pages, sealing, setup
+from coatcheck.server.catalog import Catalog
+from coatcheck.server.issue.exchange import Issuer
+from coatcheck.server.issue.inspect import OwnTokens
+from coatcheck.server.oauth import metadata
+from coatcheck.server.oauth.bridge import Bridge
+from coatcheck.server.oauth.endpoint import Desk, FormEndpoint, TokenEndpoint
+from coatcheck.server.oauth.introspect import Introspection, IntrospectionEndpoint
+from coatcheck.server.oauth.revoke import Revocation, RevocationEndpoint
+from coatcheck.server.oauth.wire import Receive, Scope, Send, json_reply
+from coatcheck.server.settings import Settings
+from coatcheck.server.signing import NoSigner, RingKeeper
+from coatcheck.server.store import SchemaMismatch, Store, StoreUnavailable, open_store
+from coatcheck.server.throttle import Throttle
+from coatcheck.server.usage import Usage
+
+_log = logging.getLogger(__name__)
+
+_PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        f"default-src 'none'; style-src '{pages.STYLE_HASH}'; base-uri 'none'; form-action 'none';"
+        " frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+_SERVER_ERROR = {
+    "error": "server_error",
+    "error_description": "Something went wrong on our side. Try again.",
+    "code": "server_error",
+}
+
+
+class Service:
+    """The service as an ASGI application."""
+
+    def __init__(self, settings: Settings, store: Store, clock: Callable[[], float]) -> None:
+        """Read what it needs to start.
+
+        Raises:
+            NotInitialized, OtherDeployment, SchemaMismatch, StoreUnavailable, BadSealingKey: why
+                it cannot; the message says how to mend it.
+        """
+        setup.require_deployment(settings, store)
+        sealing_keys = sealing.load(settings.keys_dir)
+        self._store = store
+        self._clock = clock
+        self._catalog = catalogs.without_file(settings)
+        self._ring = RingKeeper(store, sealing_keys)
+        self._ring.at(store.head()).require_open()
+        self._usage = Usage(store)
+        issuer = Issuer(settings.issuer, self._catalog, self._ring, settings.token_lifetime_s)
+        bridge = Bridge(issuer, [Introspection(None), Revocation(store)])
+        desk = Desk(
+            bridge=bridge,
+            store=store,
+            throttle=Throttle(settings.guesses_per_minute),
+            usage=self._usage,
+            clock=clock,
+            trusted_proxies=settings.trusted_proxies,
+        )
+        own_tokens = OwnTokens(settings.issuer, tuple(self._catalog.audiences), self._ring)
+        base = urlsplit(settings.issuer).path
+        self._forms: Mapping[str, FormEndpoint] = {
+            f"{base}/oauth/token": TokenEndpoint(desk),
+            f"{base}/oauth/introspect": IntrospectionEndpoint(desk, own_tokens),
+            f"{base}/oauth/revoke": RevocationEndpoint(desk, own_tokens),
+        }
+        self._pages = self._starlette(settings, base, bridge)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._pages(scope, receive, send)
+            return
+        form = self._forms.get(scope["path"])
+        try:
+            if form is not None:
+                await form(scope, receive, send)
+            else:
+                await self._pages(scope, receive, send)
+        except Exception as error:
+            # The message of an exception may hold what somebody sent: the trace alone is logged.
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            _log.error("500: %s\n%s", type(error).__name__, frames)
+            # If the answer has begun, the connection breaks off here, as it should.
+            with suppress(RuntimeError):
+                await json_reply(500, _SERVER_ERROR).send(send)
+
+    def _starlette(self, settings: Settings, base: str, bridge: Bridge) -> Starlette:
+        algorithms = sorted({one.algorithm for one in self._catalog.audiences.values()})
+        document = metadata.metadata(settings.issuer, bridge.grant_types, algorithms)
+        openapi = pages.openapi_text()
+        docs = pages.render_docs(openapi, settings.issuer)
+        refusal = pages.authorize_page(settings.issuer)
+
+        async def authorize(request: Request) -> Response:
+            return HTMLResponse(refusal, 400, _PAGE_HEADERS | {"Cache-Control": "no-store"})
+
+        async def show_docs(request: Request) -> Response:
+            return HTMLResponse(docs, headers=_PAGE_HEADERS)
+
+        async def show_openapi(request: Request) -> Response:
+            return Response(openapi, media_type="application/yaml")
+
+        async def home(request: Request) -> Response:
+            return RedirectResponse(f"{base}/docs")
+
+        async def healthz(request: Request) -> Response:
+            return JSONResponse({"status": "ok"}, headers={"Cache-Control": "no-store"})
+
+        routes = [
+            Route(f"{base}/oauth/authorize", authorize),
+            Route(f"{base}/healthz", healthz),
+            Route(f"{base}/readyz", self._readyz),
+            Route(f"{base}/openapi.yaml", show_openapi),
+            Route(f"{base}/docs", show_docs),
+            Route(f"{base}/", home),
+        ]
+        well_known: dict[str, Callable[[Request], object]] = dict.fromkeys(
+            metadata.DOCUMENTS, metadata.MetadataEndpoint(document).__call__
+        )
+        key_set = metadata.KeySetEndpoint(self._ring, self._store, self._clock)
+        well_known[metadata.KEY_SET] = key_set.__call__
+        for name, endpoint in well_known.items():
+            paths = metadata.paths_of(settings.issuer, name)
+            routes.extend(Route(path, endpoint) for path in paths)
+        app = Starlette(
+            routes=routes,
+            exception_handlers={HTTPException: _http_error},
+            lifespan=self._lifespan,
+        )
+        # The redirect would make a client send its secret a second time.
+        app.router.redirect_slashes = False
+        return app
+
+    async def _readyz(self, request: Request) -> Response:
+        checks = readiness(self._store, self._ring, self._catalog, int(self._clock()))
+        ready = all(answer == "ok" for answer in checks.values())
+        return JSONResponse(
+            {"status": "ready" if ready else "unavailable", "checks": checks},
+            200 if ready else 503,
+            {"Cache-Control": "no-store"} | ({} if ready else {"Retry-After": "1"}),
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        flushing = asyncio.create_task(self._flush_usage())
+        try:
+            yield
+        finally:
+            flushing.cancel()
+            await asyncio.to_thread(self._usage.flush)
+            self._store.close()
+
+    async def _flush_usage(self) -> None:
+        while True:
+            await asyncio.sleep(USAGE_FLUSH)
+            await asyncio.to_thread(self._usage.flush)
+
+
+def readiness(store: Store, ring: RingKeeper, catalog: Catalog, now: int) -> dict[str, str]:
+    """What the service needs to issue tokens, each `ok` or what is wrong with it."""
+    checks = {"database": "ok", "schema": "ok", "signing_key": "ok"}
+    try:
+        store.check_schema()
+    except SchemaMismatch as error:
+        checks["schema"] = str(error)
+    except StoreUnavailable:
+        # The text names the file; that is for the log and for doctor.
+        checks["database"] = checks["schema"] = checks["signing_key"] = "unavailable"
+        return checks
+    try:
+        current = ring.at(store.head())
+        for audience in catalog.audiences.values():
+            current.signer(audience.algorithm, now)
+    except (NoSigner, StoreUnavailable) as error:
+        checks["signing_key"] = str(error)
+    return checks
+
+
+def clock_of(settings: Settings) -> Callable[[], float]:
+    """The clock of a deployment: the machine's, moved only by a setting for tests."""
+    offset = settings.unsafe_clock_offset
+    return time.time if offset == 0 else lambda: time.time() + offset
+
+
+def create() -> Service:
+    """The service that the environment describes: what each worker process runs.
+
+    Raises:
+        As `Service`; also BadSettings.
+    """
+    settings = Settings.load(os.environ)
+    return Service(settings, open_store(settings.database_url), clock_of(settings))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    headers = dict(getattr(error, "headers", None) or {}) | {"Cache-Control": "no-store"}
+    code, text = {
+        404: ("not_found", "There is nothing here. The paths of this service are in /docs."),
+        405: ("method_not_allowed", f"Use {headers.get('Allow', 'another method')}."),
+    }.get(status, ("invalid_request", "The request cannot be answered."))
+    body = {"error": "invalid_request", "error_description": text, "code": code}
+    return JSONResponse(body, status, headers)

@@ -1,4 +1,4 @@
-"""Public ids: `key_…`, `org_…`, `chg_…`: a UUIDv7 in base62 behind the name of its kind.
+"""Public ids: `key_…`, `org_…`: a UUIDv7 in base62 behind the name of its kind.
 
 An id says nothing secret and sorts by the time it was made.  To a resource server it is opaque.
 
@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from coatcheck import base62
 
-Kind = Literal["key", "org", "chg", "req"]
+Kind = Literal["key", "org"]
 
 #: 128 bits need 22 base62 characters.
 WIDTH: Final = 22

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from coatcheck import ids
+from coatcheck import base62
 
 #: The subject of a change that concerns every token.
 EVERYTHING: Final = "*"
@@ -65,8 +65,4 @@ class Change:
     at: int
     organization_id: str | None = None
     detail: dict[str, object] = field(default_factory=dict)
-    change_id: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.change_id:
-            object.__setattr__(self, "change_id", ids.new_id("chg", self.at * 1000))
+    change_id: str = field(default_factory=lambda: base62.random_text(22))

@@ -6,6 +6,7 @@ Source: RFC 3339 §5.6 (times), Unicode Standard §4.5 (general categories).
 import re
 import unicodedata
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 
 from coatcheck.server.manage.errors import Invalid
@@ -69,6 +70,7 @@ def moment(field: str, text: str, now: int) -> int:
     return at
 
 
+@lru_cache(maxsize=1024)
 def rfc3339(at: int | None) -> str | None:
     """A stored time as text: `2026-11-21T05:15:00Z`; None stays None."""
     if at is None:

@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -146,10 +146,10 @@ class SqliteStore:
                 raise StoreMissing(self._missing())
             self._create_file()
         with self._write_lock:
-            engine = self._writer()
-            with engine.connect() as connection:
-                connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-            return migrations.upgrade(engine)
+            # The mode is kept in the file; it cannot be changed within a transaction.
+            with closing(self._connect()) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+            return migrations.upgrade(self._writer())
 
     def check_schema(self) -> None:
         self._require_file()

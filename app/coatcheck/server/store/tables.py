@@ -22,6 +22,9 @@ SQLModel.metadata = METADATA
 # SQLite counts rowids only in a column declared INTEGER; PostgreSQL needs 64 bits said.
 _Integer64 = BigInteger().with_variant(Integer(), "sqlite")
 
+#: SQLite keeps the rows in the primary key's own tree, so that a look-up descends one tree only.
+_BY_PRIMARY_KEY: Final = {"sqlite_with_rowid": False}
+
 
 class Deployment(SQLModel, table=True):
     """One row: whose database this is."""
@@ -52,7 +55,7 @@ class ApiKey(SQLModel, table=True):
     """An API key, without its secret."""
 
     __tablename__ = "api_keys"
-    __table_args__ = (Index(None, "organization_id", "id"),)
+    __table_args__ = (Index(None, "organization_id", "id"), _BY_PRIMARY_KEY)
 
     id: str = Field(primary_key=True)
     organization_id: str = Field(foreign_key="organizations.id")
@@ -73,6 +76,7 @@ class ApiKeySecret(SQLModel, table=True):
     """A secret of an API key, by digest only; two of them while a rotation's overlap lasts."""
 
     __tablename__ = "api_key_secrets"
+    __table_args__ = _BY_PRIMARY_KEY
 
     digest: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
     api_key_id: str = Field(foreign_key="api_keys.id", index=True)
@@ -86,6 +90,7 @@ class ApiKeyUsage(SQLModel, table=True):
     """How often an API key was used, up to the last flush."""
 
     __tablename__ = "api_key_usage"
+    __table_args__ = _BY_PRIMARY_KEY
 
     api_key_id: str = Field(foreign_key="api_keys.id", primary_key=True)
     tokens_issued: int = Field(sa_type=BigInteger)

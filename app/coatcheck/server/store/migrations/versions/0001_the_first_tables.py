@@ -83,6 +83,7 @@ def upgrade() -> None:
             ["organization_id"], ["organizations.id"], name=op.f("fk_api_keys_organization_id")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_api_keys")),
+        sqlite_with_rowid=False,
     )
     op.create_index(op.f("ix_api_keys_organization_id_id"), "api_keys", ["organization_id", "id"])
 
@@ -97,6 +98,7 @@ def upgrade() -> None:
             ["api_key_id"], ["api_keys.id"], name=op.f("fk_api_key_secrets_api_key_id")
         ),
         sa.PrimaryKeyConstraint("digest", name=op.f("pk_api_key_secrets")),
+        sqlite_with_rowid=False,
     )
     op.create_index(op.f("ix_api_key_secrets_api_key_id"), "api_key_secrets", ["api_key_id"])
 
@@ -109,4 +111,5 @@ def upgrade() -> None:
             ["api_key_id"], ["api_keys.id"], name=op.f("fk_api_key_usage_api_key_id")
         ),
         sa.PrimaryKeyConstraint("api_key_id", name=op.f("pk_api_key_usage")),
+        sqlite_with_rowid=False,
     )

@@ -1,0 +1,17 @@
+"""The command line: `coatcheck`.
+
+Callers' commands need the `cli` extra only; operators' commands load the service when they run.
+"""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line, or say what to install for it."""
+    try:
+        from coatcheck.cli.commands import app  # typer is in an extra
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "click"):
+            raise
+        sys.exit("coatcheck: the command line is an extra: pip install 'coatcheck[cli]'")
+    app()

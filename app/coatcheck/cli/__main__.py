@@ -1,0 +1,5 @@
+"""`python -m coatcheck.cli`."""
+
+from coatcheck.cli import main
+
+main()

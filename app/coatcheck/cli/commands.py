@@ -1,0 +1,22 @@
+"""The tree of commands: names, options and help; what each does is in its own file."""
+
+import typer
+
+from coatcheck.cli import api_keys, caller, deployment, signing_keys
+
+app = typer.Typer(
+    name="coatcheck",
+    help="Exchange long-lived API keys for ten-minute signed tokens.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("init")(deployment.init)
+app.command("serve")(deployment.serve)
+app.command("token")(caller.token)
+app.command("verify")(caller.verify)
+app.command("doctor")(deployment.doctor)
+app.add_typer(api_keys.app, name="keys")
+app.add_typer(signing_keys.app, name="signing-keys")
+app.add_typer(deployment.db, name="db")

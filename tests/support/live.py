@@ -1,0 +1,124 @@
+"""The service as a process of its own, on a free port of 127.0.0.1."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+START_TIMEOUT = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A running service and the folder it lives in."""
+
+    issuer: str
+    folder: Path
+    environment: Mapping[str, str]
+    initialized: Mapping[str, str]
+    process: "subprocess.Popen[bytes]"
+
+    def command(
+        self, *arguments: str, stdin: str | None = None, **environment: str
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run `coatcheck …` on the same deployment."""
+        return run_command(*arguments, environment={**self.environment, **environment}, stdin=stdin)
+
+    def api_key(self, *scopes: str, **options: str) -> dict[str, Any]:
+        """A new API key, made by the command line."""
+        arguments = ["keys", "create", "--json"]
+        for name, value in {"name": "live", **options}.items():
+            arguments += [f"--{name}", value]
+        for scope in scopes:
+            arguments += ["--scope", scope]
+        done = self.command(*arguments)
+        assert done.returncode == 0, done.stderr
+        made: dict[str, Any] = json.loads(done.stdout)
+        return made
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "serve.log").read_text(encoding="utf-8")
+
+
+def run_command(
+    *arguments: str, environment: Mapping[str, str], stdin: str | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run `coatcheck …` with just this environment of ours."""
+    return subprocess.run(
+        [sys.executable, "-m", "coatcheck.cli", *arguments],
+        env=clean_environment() | dict(environment),
+        input=stdin if stdin is not None else "",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without our own settings."""
+    return {name: value for name, value in os.environ.items() if "COATCHECK" not in name}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def a_service(folder: Path, *options: str, **settings: str) -> Iterator[Live]:
+    """A service that was just initialized, until the block ends.
+
+    Args:
+        options: of `coatcheck serve`.
+        settings: `COATCHECK_*`, lower case and without the prefix.
+    """
+    port = free_port()
+    issuer = f"http://127.0.0.1:{port}"
+    environment = {
+        "COATCHECK_ISSUER": issuer,
+        "COATCHECK_DATABASE_URL": f"sqlite:///{folder}/coatcheck.db",
+        "COATCHECK_KEYS_DIR": str(folder / "keys"),
+        **{f"COATCHECK_{name.upper()}": value for name, value in settings.items()},
+    }
+    made = run_command("init", "--json", environment=environment)
+    assert made.returncode == 0, made.stderr
+    with (folder / "serve.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "coatcheck.cli", "serve", "--port", str(port), *options],
+            env=clean_environment() | environment,
+            stdout=log,
+            stderr=log,
+        )
+    live = Live(issuer, folder, environment, json.loads(made.stdout), process)
+    try:
+        wait_until_ready(live)
+        yield live
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def wait_until_ready(live: Live) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline:
+        assert live.process.poll() is None, live.log
+        try:
+            if httpx2.get(f"{live.issuer}/readyz", timeout=2).status_code == 200:
+                return
+        except httpx2.HTTPError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError(live.log)

@@ -138,12 +138,10 @@ def _verify_api_key(key: str, json: bool) -> None:
         output.document(found.to_json())
     else:
         output.facts(found.to_json())
-    works = apikey.mask(key) in [mask for mask, _ in found.secrets]
-    if found.status != "active" or not works:
-        output.fail(
-            Exit.REFUSED,
-            f"it is {found.status}" if works else "this secret was replaced by a rotation",
-        )
+    if found.status != "active":
+        output.fail(Exit.REFUSED, f"api_key_{found.status}")
+    if apikey.mask(key) not in [mask for mask, _ in found.secrets]:
+        output.fail(Exit.REFUSED, "api_key_expired: a rotation replaced this secret")
 
 
 def _api_key(path: Path | None, *, from_stdin: bool) -> str:

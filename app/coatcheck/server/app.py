@@ -113,14 +113,15 @@ class Service:
         algorithms = sorted({one.algorithm for one in self._catalog.audiences.values()})
         document = metadata.metadata(settings.issuer, bridge.grant_types, algorithms)
         openapi = pages.openapi_text()
-        docs = pages.render_docs(openapi, settings.issuer)
         refusal = pages.authorize_page(settings.issuer)
 
         async def authorize(request: Request) -> Response:
             return HTMLResponse(refusal, 400, _PAGE_HEADERS | {"Cache-Control": "no-store"})
 
         async def show_docs(request: Request) -> Response:
-            return HTMLResponse(docs, headers=_PAGE_HEADERS)
+            # Rendered when first asked for: nobody waits for it at the start.
+            page = await asyncio.to_thread(pages.render_docs, openapi, settings.issuer)
+            return HTMLResponse(page, headers=_PAGE_HEADERS)
 
         async def show_openapi(request: Request) -> Response:
             return Response(openapi, media_type="application/yaml")

@@ -372,7 +372,7 @@ def _view(
     working = tuple(
         (secret.mask, secret.expires_at)
         for secret in secrets
-        if secret.expires_at is None or secret.expires_at > now
+        if row.revoked_at is None and (secret.expires_at is None or secret.expires_at > now)
     )
     return ApiKeyView(
         id=row.id,

@@ -16,6 +16,7 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from importlib import resources
 from pathlib import Path
@@ -194,6 +195,7 @@ def openapi_text() -> str:
     )
 
 
+@lru_cache(maxsize=2)
 def render_docs(openapi_text: str, issuer: str) -> str:
     """The documentation page.
 

@@ -1,0 +1,39 @@
+"""An API that takes Coatcheck's tokens: three routes and one line of protection.
+
+Run it beside the service:
+
+    COATCHECK_ISSUER=http://127.0.0.1:8000 COATCHECK_AUDIENCE=http://127.0.0.1:8001 \
+        uvicorn --app-dir examples resource_server:app --port 8001
+"""
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from coatcheck.starlette import CoatcheckMiddleware, Principal, require_scopes
+
+
+async def home(request: Request) -> JSONResponse:
+    """Open to everybody."""
+    return JSONResponse({"routes": ["/widgets", "/whoami"]})
+
+
+async def whoami(request: Request) -> JSONResponse:
+    """What a token says about its caller."""
+    caller: Principal = request.user
+    return JSONResponse({"key": caller.key_id, "org": caller.org_id, "claims": dict(caller.claims)})
+
+
+@require_scopes("widgets:read")
+async def widgets(request: Request) -> JSONResponse:
+    """What only callers with this scope see."""
+    return JSONResponse({"org": request.user.org_id, "widgets": ["cog", "sprocket"]})
+
+
+app = Starlette(
+    routes=[Route("/", home), Route("/whoami", whoami), Route("/widgets", widgets)],
+    # Issuer and audience come from COATCHECK_ISSUER and COATCHECK_AUDIENCE.
+    middleware=[Middleware(CoatcheckMiddleware, public=["/"])],
+)

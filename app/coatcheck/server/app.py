@@ -84,23 +84,23 @@ class Service:
         )
         own_tokens = OwnTokens(settings.issuer, tuple(self._catalog.audiences), self._ring)
         base = urlsplit(settings.issuer).path
-        self._forms: Mapping[str, FormEndpoint] = {
+        self.forms: Mapping[str, FormEndpoint] = {
             f"{base}/oauth/token": TokenEndpoint(desk),
             f"{base}/oauth/introspect": IntrospectionEndpoint(desk, own_tokens),
             f"{base}/oauth/revoke": RevocationEndpoint(desk, own_tokens),
         }
-        self._pages = self._starlette(settings, base, bridge)
+        self.pages = self._starlette(settings, base, bridge)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._pages(scope, receive, send)
+            await self.pages(scope, receive, send)
             return
-        form = self._forms.get(scope["path"])
+        form = self.forms.get(scope["path"])
         try:
             if form is not None:
                 await form(scope, receive, send)
             else:
-                await self._pages(scope, receive, send)
+                await self.pages(scope, receive, send)
         except Exception as error:
             # The message of an exception may hold what somebody sent: the trace alone is logged.
             frames = "".join(traceback.format_tb(error.__traceback__))

@@ -1,0 +1,58 @@
+"""What a resource server installs: one object that tells who is calling, or why not.
+
+    from coatcheck.verifier import Verifier
+
+    verifier = Verifier("https://auth.example.com", audience="https://api.example.com")
+    principal = verifier.authenticate(request.headers, scopes="widgets:read")
+
+It needs PyJWT and an HTTP client, and nothing of the service.  `coatcheck.starlette` is the
+same as middleware.
+"""
+
+from coatcheck.verifier.errors import (
+    ApiKeyMalformed,
+    BadAlgorithm,
+    BadSignature,
+    InsufficientScope,
+    IssuerUnavailable,
+    MissingCredentials,
+    MultipleCredentials,
+    TokenExpired,
+    TokenFromFuture,
+    TokenInQuery,
+    TokenMalformed,
+    TokensOnly,
+    UnknownRestriction,
+    UnknownSigningKey,
+    VerifierError,
+    WrongAudience,
+    WrongEnvironment,
+    WrongIssuer,
+    WrongType,
+)
+from coatcheck.verifier.principal import Principal
+from coatcheck.verifier.verifier import Verifier
+
+__all__ = [
+    "ApiKeyMalformed",
+    "BadAlgorithm",
+    "BadSignature",
+    "InsufficientScope",
+    "IssuerUnavailable",
+    "MissingCredentials",
+    "MultipleCredentials",
+    "Principal",
+    "TokenExpired",
+    "TokenFromFuture",
+    "TokenInQuery",
+    "TokenMalformed",
+    "TokensOnly",
+    "UnknownRestriction",
+    "UnknownSigningKey",
+    "Verifier",
+    "VerifierError",
+    "WrongAudience",
+    "WrongEnvironment",
+    "WrongIssuer",
+    "WrongType",
+]

@@ -1,0 +1,90 @@
+"""Who is calling, whichever credential was sent."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from coatcheck.scope import MalformedScope, Scopes, concrete
+from coatcheck.verifier.errors import InsufficientScope, Protection
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """A caller whose credential was verified.
+
+    Attributes:
+        key_id: public id of the API key behind the credential; opaque.
+        org_id: the organization that the API key belongs to; None when the token names none.
+        project_id: the project it is bound to; None when it is not.
+        environment: the environment it belongs to; None when the token names none.
+        scopes: what it may do.
+        method: which kind of credential came.
+        expires_at: seconds since the epoch; the credential is refused from then on.
+        token_id: the token's `jti`.
+        client_id: the token's `client_id`.
+        audience: the name of this resource server that the token was made for.
+        claims: all claims of the token; unchangeable, lists are tuples.
+    """
+
+    key_id: str
+    org_id: str | None
+    project_id: str | None
+    environment: str | None
+    scopes: Scopes
+    method: Literal["jwt", "api_key"]
+    expires_at: int
+    token_id: str
+    client_id: str
+    audience: str
+    claims: Mapping[str, object] = field(repr=False, hash=False)
+    protection: Protection = field(default=Protection(), repr=False, compare=False)
+
+    def allows(self, permission: str, resource: str | None = None) -> bool:
+        """Whether the scopes cover a permission, on one resource or on everything.
+
+        Args:
+            permission: an action, as `widgets:read`.
+            resource: `TYPE/id/…` with percent-encoded ids.  One that is malformed, or holds a
+                wildcard, is not allowed.
+        """
+        try:
+            return self.scopes.covers(concrete(permission, resource))
+        except MalformedScope:
+            return False
+
+    def require(self, *permissions: str, resource: str | None = None) -> None:
+        """Do nothing, if the scopes cover all these permissions.
+
+        Raises:
+            InsufficientScope: one of them is missing; the challenge names all that are needed.
+        """
+        if all(self.allows(permission, resource) for permission in permissions):
+            return
+        error = InsufficientScope(" ".join(_scope_tokens(permissions, resource)))
+        error.protection = self.protection
+        raise error
+
+    # What Starlette and its middleware expect of `request.user`.
+
+    @property
+    def is_authenticated(self) -> bool:
+        return True
+
+    @property
+    def display_name(self) -> str:
+        return self.key_id
+
+    @property
+    def identity(self) -> str:
+        return self.key_id
+
+
+def _scope_tokens(permissions: tuple[str, ...], resource: str | None) -> list[str]:
+    """What to ask a token for.  A malformed resource could not be asked for and stays away."""
+    tokens = []
+    for permission in permissions:
+        try:
+            tokens.append(str(concrete(permission, resource)))
+        except MalformedScope:
+            continue
+    return tokens

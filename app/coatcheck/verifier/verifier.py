@@ -1,0 +1,388 @@
+"""The verifier: settings, the key set and the memo around the numbered check, in two faces.
+
+`authenticate` is for threads, `authenticate_async` for an event loop.  Both run the same steps
+in place; only the wait for a key set differs, which happens at the first request and when an
+unknown signing key turns up.
+
+This module knows nothing of frameworks: the adapters translate.
+
+Source: RFC 6750 §2 and §3 (bearer tokens), RFC 9728 §2 and §3 (resource metadata).
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
+from hashlib import sha256
+from types import TracebackType
+from typing import Final, Self
+from urllib.parse import urlsplit
+
+from coatcheck.durations import LEEWAY, LEEWAY_MAX
+from coatcheck.restrictions import Situation
+from coatcheck.scope import MalformedScope, Scopes
+from coatcheck.token_profile import ALGORITHMS, TYPES, is_audience
+from coatcheck.verifier import check, http, keyset
+from coatcheck.verifier.errors import InsufficientScope, Protection, TokenExpired, VerifierError
+from coatcheck.verifier.memo import Memo, Remembered
+from coatcheck.verifier.presented import Headers, access_token
+from coatcheck.verifier.principal import Principal
+
+#: About 3 KB each.
+REMEMBERED_TOKENS: Final = 10_000
+
+_WELL_KNOWN_RESOURCE: Final = "/.well-known/oauth-protected-resource"
+_WELL_KNOWN_KEY_SET: Final = "/.well-known/jwks.json"
+
+
+class Verifier:
+    """Tells who is calling.  One per process and audience; for threads, event loops and forks.
+
+    A setting that is left out comes from the environment: COATCHECK_ISSUER, COATCHECK_AUDIENCE,
+    COATCHECK_ENVIRONMENT, COATCHECK_JWKS_URL.
+
+    Args:
+        issuer: the issuer's URL, exactly as its tokens name it.
+        audience: the name of this resource server, or several; the first is told to callers.
+        environment: refuse credentials of any other environment; None: do not look.
+        jwks_url: where the key set is; default: below the issuer.
+        feed: None: no revocation feed is followed, and a token lives until it expires.
+        leeway: seconds by which the clocks may differ, at most 60.
+        token_types: accepted `typ` values.  `JWT` is for an audience that the issuer serves with
+            plain JWTs; it makes every other JWT of this issuer and audience a token too.
+        algorithms: accepted `alg` values; each signing key allows one of them.
+        realm: shown in challenges; default: the first audience.
+        unsafe_plain_http: fetch the key set over http from another machine.  Whoever is on the
+            way can then make tokens.
+        trust_env: let HTTPS_PROXY, SSL_CERT_FILE and the like count when fetching.
+        clock: seconds since the epoch.
+        monotonic: seconds on a clock that never goes back.
+        fetch: gets the bytes at a URL, or raises; in place of HTTP.
+
+    Raises:
+        ValueError: a setting is missing or unfit; the message says what to set.
+    """
+
+    def __init__(
+        self,
+        issuer: str | None = None,
+        audience: str | Sequence[str] | None = None,
+        *,
+        environment: str | None = None,
+        jwks_url: str | None = None,
+        feed: None = None,
+        leeway: float = LEEWAY,
+        token_types: Collection[str] = ("at+jwt",),
+        algorithms: Collection[str] = ALGORITHMS,
+        realm: str | None = None,
+        unsafe_plain_http: bool = False,
+        trust_env: bool = False,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        fetch: Callable[[str], bytes] | None = None,
+    ) -> None:
+        if feed is not None:
+            raise ValueError("feed: this version follows none; leave it out")
+        if not 0 <= leeway <= LEEWAY_MAX:
+            raise ValueError(f"leeway: from 0 to {LEEWAY_MAX} seconds; set the clock instead")
+        issuer = _setting(issuer, "issuer", "COATCHECK_ISSUER")
+        audiences = _audiences(audience)
+        self._expected = check.Expected(
+            issuer=issuer,
+            audiences=audiences,
+            types=frozenset(_some_of("token_types", token_types, TYPES)),
+            algorithms=frozenset(_some_of("algorithms", algorithms, ALGORITHMS)),
+            leeway_s=leeway,
+        )
+        self.resource_metadata_url = _resource_metadata_url(audiences[0])
+        self._protection = Protection(_realm(realm, audiences[0]), self.resource_metadata_url)
+        environment = environment or os.environ.get("COATCHECK_ENVIRONMENT") or None
+        self._anywhere = Situation(environment=environment)
+        self._clock = clock
+        self._memo = Memo(REMEMBERED_TOKENS)
+        jwks_url = jwks_url or os.environ.get("COATCHECK_JWKS_URL")
+        self._key_set = keyset.KeySet(
+            _fetching(
+                jwks_url or issuer.rstrip("/") + _WELL_KNOWN_KEY_SET,
+                fetch,
+                unsafe_plain_http=unsafe_plain_http,
+                trust_env=trust_env,
+            ),
+            monotonic=monotonic,
+        )
+
+    def authenticate(
+        self,
+        headers: Headers,
+        scopes: str | Iterable[str] = (),
+        client_address: str | None = None,
+        *,
+        query: str | bytes = "",
+    ) -> Principal:
+        """Who sent a request with these headers.
+
+        Args:
+            headers: a mapping in any letter case, or pairs of str or bytes.  Pairs are better:
+                only they show a header that was sent twice.
+            scopes: what the request needs, all of it: scope-tokens, or one text with blanks.
+            client_address: the caller's address; None: unknown.
+            query: the query string; a token in it is refused.
+
+        Raises:
+            VerifierError: no, several, or unfit credentials, a missing scope, or no key set.
+            MalformedScope: `scopes` is no scope, which is a mistake in the calling code.
+        """
+        needed = _needed(scopes)
+        situation = self._situation(client_address)
+        try:
+            principal = self._verify(access_token(headers, query), situation)
+            return _require(principal, needed)
+        except VerifierError as error:
+            error.protection = self._protection
+            raise
+
+    async def authenticate_async(
+        self,
+        headers: Headers,
+        scopes: str | Iterable[str] = (),
+        client_address: str | None = None,
+        *,
+        query: str | bytes = "",
+    ) -> Principal:
+        """As `authenticate`, without blocking the event loop."""
+        needed = _needed(scopes)
+        situation = self._situation(client_address)
+        try:
+            principal = await self._verify_async(access_token(headers, query), situation)
+            return _require(principal, needed)
+        except VerifierError as error:
+            error.protection = self._protection
+            raise
+
+    def verify_jwt(self, token: str) -> Principal:
+        """Who an access token speaks for.  Raises VerifierError as `authenticate`."""
+        try:
+            return self._verify(token, self._anywhere)
+        except VerifierError as error:
+            error.protection = self._protection
+            raise
+
+    async def verify_jwt_async(self, token: str) -> Principal:
+        """As `verify_jwt`, without blocking the event loop."""
+        try:
+            return await self._verify_async(token, self._anywhere)
+        except VerifierError as error:
+            error.protection = self._protection
+            raise
+
+    def status(self) -> dict[str, object]:
+        """How far this verifier can be relied on, for health and status pages; holds no secret.
+
+        `good_until` is when it stops accepting tokens if the issuer stays away from now on,
+        in seconds since the epoch.
+        """
+        of_set = self._key_set.status()
+        good_for_s = of_set.good_for_s
+        return {
+            "issuer": self._expected.issuer,
+            "audiences": list(self._expected.audiences),
+            "key_set": {
+                "state": of_set.state,
+                "age_s": of_set.age_s,
+                "good_until": None if good_for_s is None else int(self._clock() + good_for_s),
+                "kids": list(of_set.kids),
+                "last_error": of_set.last_error,
+            },
+            "remembered_tokens": len(self._memo),
+        }
+
+    def protected_resource_metadata(self) -> dict[str, object]:
+        """The document that `resource_metadata_url` has to serve (RFC 9728 §2).
+
+        It names no scopes: clients that find some ask for all of them.
+        """
+        return {
+            "resource": self._expected.audiences[0],
+            "authorization_servers": [self._expected.issuer],
+            "bearer_methods_supported": ["header"],
+        }
+
+    def close(self) -> None:
+        """End the background thread.  Also happens when the verifier is let go."""
+        self._key_set.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def protection(self) -> Protection:
+        """What challenges of this resource server say, for errors made outside of it."""
+        return self._protection
+
+    def _situation(self, client_address: str | None) -> Situation:
+        if client_address is None:
+            return self._anywhere
+        return Situation(self._anywhere.environment, client_address)
+
+    def _verify(self, token: str, situation: Situation) -> Principal:
+        text = check.form(token)
+        digest = sha256(text).digest()
+        principal = self._remembered(digest, situation)
+        if principal is None:
+            unverified = check.read(text, self._expected)
+            signing_key = self._key_set.look_up(unverified.header.kid)
+            if signing_key is None:
+                signing_key = self._key_set.wait_for(unverified.header.kid)
+            principal = self._accept(digest, unverified, signing_key, situation)
+        return principal
+
+    async def _verify_async(self, token: str, situation: Situation) -> Principal:
+        text = check.form(token)
+        digest = sha256(text).digest()
+        principal = self._remembered(digest, situation)
+        if principal is None:
+            unverified = check.read(text, self._expected)
+            signing_key = self._key_set.look_up(unverified.header.kid)
+            if signing_key is None:
+                wait_for = self._key_set.wait_for
+                signing_key = await asyncio.to_thread(wait_for, unverified.header.kid)
+            principal = self._accept(digest, unverified, signing_key, situation)
+        return principal
+
+    def _remembered(self, digest: bytes, situation: Situation) -> Principal | None:
+        """The caller, if this very token was verified before and everything else still holds."""
+        remembered = self._memo.get(digest)
+        if remembered is None:
+            return None
+        signed = remembered.signed
+        if self._key_set.known(signed.signing_key.kid) is not signed.signing_key:
+            # Withdrawn, or another key under its name, or the key set is too old to count.
+            self._memo.drop(digest)
+            return None
+        try:
+            check.check_use(signed, self._expected, self._clock(), situation)
+        except TokenExpired:
+            self._memo.drop(digest)
+            raise
+        return remembered.principal
+
+    def _accept(
+        self,
+        digest: bytes,
+        unverified: check.Unverified,
+        signing_key: check.SigningKey,
+        situation: Situation,
+    ) -> Principal:
+        signed = check.check_signed(unverified, signing_key)
+        audience = check.check_use(signed, self._expected, self._clock(), situation)
+        principal = self._principal(signed, audience)
+        self._memo.put(digest, Remembered(signed, principal))
+        return principal
+
+    def _principal(self, signed: check.SignedClaims, audience: str) -> Principal:
+        claims = signed.claims
+        return Principal(
+            key_id=claims["sub"],
+            org_id=claims.get("org_id"),
+            project_id=claims.get("project_id"),
+            environment=claims.get("env"),
+            scopes=_scopes(claims.get("scope")),
+            method="jwt",
+            expires_at=signed.expires_at,
+            token_id=claims["jti"],
+            client_id=claims["client_id"],
+            audience=audience,
+            claims=claims,
+            protection=self._protection,
+        )
+
+
+def _needed(scopes: str | Iterable[str]) -> Scopes:
+    return Scopes.parse(scopes) if isinstance(scopes, str) else Scopes.of(scopes)
+
+
+def _require(principal: Principal, needed: Scopes) -> Principal:
+    if needed.grants and principal.scopes.missing(needed):
+        raise InsufficientScope(str(needed))
+    return principal
+
+
+def _scopes(claim: object) -> Scopes:
+    """What the `scope` claim grants.  One that is no scope grants nothing (RFC 9068 §2.2.3)."""
+    try:
+        return Scopes.parse(claim) if isinstance(claim, str) else Scopes()
+    except MalformedScope:
+        return Scopes()
+
+
+# Settings.
+
+
+def _setting(given: str | None, name: str, variable: str) -> str:
+    value = given or os.environ.get(variable)
+    if not value:
+        raise ValueError(f"{name} is missing: pass it to Verifier or set {variable}")
+    if not is_audience(value):
+        raise ValueError(f"{name}: printable ASCII without blanks, quotes, backslashes and #")
+    return value
+
+
+def _audiences(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    if given is None or isinstance(given, str):
+        return (_setting(given, "audience", "COATCHECK_AUDIENCE"),)
+    audiences = tuple(given)
+    if not audiences or not all(isinstance(name, str) and is_audience(name) for name in audiences):
+        # An empty list is no way to say that any audience will do.
+        raise ValueError("audience: one text or several, each without blanks, quotes and #")
+    return audiences
+
+
+def _some_of(name: str, given: Collection[str], known: Sequence[str]) -> list[str]:
+    if isinstance(given, str) or not given or not set(given) <= set(known):
+        raise ValueError(f"{name}: one or more of {', '.join(known)}, as a tuple")
+    return [text.lower() if name == "token_types" else text for text in given]
+
+
+def _realm(given: str | None, default: str) -> str:
+    realm = default if given is None else given
+    if not realm.isascii() or not realm.isprintable() or '"' in realm or "\\" in realm:
+        raise ValueError("realm: printable ASCII without quotes and backslashes")
+    return realm
+
+
+def _fetching(
+    url: str,
+    fetch: Callable[[str], bytes] | None,
+    *,
+    unsafe_plain_http: bool,
+    trust_env: bool,
+) -> Callable[[], bytes]:
+    if fetch is not None:
+        return partial(fetch, url)
+    try:
+        safe_url = http.require_safe(url, unsafe_plain_http=unsafe_plain_http)
+    except ValueError as error:
+        raise ValueError(f"jwks_url (or issuer): {error}") from None
+    return partial(http.fetch, safe_url, max_bytes=keyset.MAX_BYTES, trust_env=trust_env)
+
+
+def _resource_metadata_url(audience: str) -> str | None:
+    """RFC 9728 §3.1: the well-known part goes between host and path, and the query stays."""
+    try:
+        parts = urlsplit(audience)
+        is_url = parts.scheme in ("https", "http") and bool(parts.hostname)
+    except ValueError:
+        return None
+    if not is_url:
+        return None
+    path = "" if parts.path == "/" else parts.path
+    return parts._replace(path=_WELL_KNOWN_RESOURCE + path).geturl()

@@ -1,0 +1,360 @@
+"""Every adapter gives the same answers to the same requests.
+
+An adapter is registered in ADAPTERS and brings a harness here: how its framework is asked.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.authentication import requires
+from starlette.endpoints import HTTPEndpoint
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from coatcheck.scope import MalformedScope
+from coatcheck.starlette import CoatcheckMiddleware, require_scopes
+from coatcheck.verifier import Verifier
+from coatcheck.verifier.adapters import ADAPTERS
+from support.tokens import AUDIENCE, ISSUER, NOW, SetClock, claims, key_set, signer
+
+METADATA = "/.well-known/oauth-protected-resource"
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    problem: dict[str, Any]
+
+
+#: GET a path with these headers.  `/whoami` needs a credential only, `/widgets` the scope
+#: `widgets:read`; both answer with {"key_id": …}.  `/health` is public.
+Ask = Callable[[str, list[tuple[str, str]]], Answer]
+
+
+# Starlette
+
+
+@require_scopes("widgets:read")
+async def widgets(request: Request) -> Response:
+    return JSONResponse({"key_id": request.user.key_id})
+
+
+@require_scopes("widgets:read")
+def widgets_sync(request: Request) -> Response:
+    return JSONResponse({"key_id": request.user.key_id})
+
+
+class Widgets(HTTPEndpoint):
+    @require_scopes("widgets:read", "widgets:write")
+    async def get(self, request: Request) -> Response:
+        return JSONResponse({"key_id": request.user.key_id})
+
+
+@requires("widgets:read")
+async def stock_requires(request: Request) -> Response:
+    return JSONResponse({"key_id": request.user.identity})
+
+
+async def one_place(request: Request) -> Response:
+    request.user.require("read", resource=f"PLACE/{request.path_params['id']}")
+    return JSONResponse({})
+
+
+async def whoami(request: Request) -> Response:
+    return JSONResponse({"key_id": request.user.display_name})
+
+
+async def health(request: Request) -> Response:
+    return JSONResponse({"is_authenticated": request.user.is_authenticated})
+
+
+async def chat(websocket: WebSocket) -> None:
+    await websocket.accept()
+    await websocket.send_text(websocket.user.key_id)
+    await websocket.close()
+
+
+@require_scopes("chat")
+async def narrow_chat(websocket: WebSocket) -> None:
+    await chat(websocket)
+
+
+def starlette_client(verifier: Verifier) -> TestClient:
+    app = Starlette(
+        routes=[
+            Route("/whoami", whoami),
+            Route("/widgets", widgets),
+            Route("/widgets/sync", widgets_sync),
+            Route("/widgets/class", Widgets),
+            Route("/widgets/stock", stock_requires),
+            Route("/places/{id}", one_place),
+            Route("/health", health),
+            Route("/health/widgets", widgets),
+            WebSocketRoute("/chat", chat),
+            WebSocketRoute("/chat/narrow", narrow_chat),
+        ],
+        middleware=[
+            Middleware(CoatcheckMiddleware, verifier, public=["/health", "/health/widgets"])
+        ],
+    )
+    return TestClient(app)
+
+
+def ask_starlette(verifier: Verifier) -> Ask:
+    client = starlette_client(verifier)
+
+    def ask(path: str, headers: list[tuple[str, str]]) -> Answer:
+        answer = client.get(path, headers=headers)
+        return Answer(answer.status_code, dict(answer.headers), answer.json())
+
+    return ask
+
+
+HARNESSES: dict[str, Callable[[Verifier], Ask]] = {
+    "coatcheck.verifier.adapters.starlette": ask_starlette,
+}
+
+
+# All adapters
+
+
+@pytest.fixture
+def bodies() -> list[bytes]:
+    """What the issuer answers with; empty it, and the issuer is away."""
+    return [key_set()]
+
+
+@pytest.fixture
+def verifier(bodies: list[bytes]) -> Iterator[Verifier]:
+    def fetch(_: str) -> bytes:
+        return bodies[-1]
+
+    with Verifier(ISSUER, AUDIENCE, fetch=fetch, clock=SetClock()) as verifier:
+        yield verifier
+
+
+@pytest.fixture(params=ADAPTERS)
+def ask(request: pytest.FixtureRequest, verifier: Verifier) -> Ask:
+    return HARNESSES[request.param](verifier)
+
+
+def bearer(**changes: object) -> list[tuple[str, str]]:
+    return [("Authorization", f"Bearer {signer().token(claims(**changes))}")]
+
+
+def test_every_adapter_has_a_harness() -> None:
+    """The line of registration is also what buys the tests."""
+    assert set(HARNESSES) == set(ADAPTERS)
+
+
+@pytest.mark.parametrize("path", ["/whoami", "/widgets"])
+def test_a_good_token_gets_through(ask: Ask, path: str) -> None:
+    """And the application knows who it is."""
+    answer = ask(path, bearer())
+
+    assert (answer.status, answer.problem) == (200, {"key_id": claims()["sub"]})
+
+
+def invalid(error: str, description: str) -> str:
+    return f'{BARE}, error="{error}", error_description="{description}"'
+
+
+BARE = f'Bearer realm="{AUDIENCE}", resource_metadata="{AUDIENCE}{METADATA}"'
+EXPIRED = "The access token has expired: request a new one."
+ELSEWHERE = f"The access token is for another audience: request one for {AUDIENCE}"
+LACKING = "The credential lacks a scope that this request needs."
+SEVERAL = "Send one credential, in one place: the request carries several."
+REFUSED: dict[str, tuple[list[tuple[str, str]], int, str, str]] = {
+    "none": ([], 401, "missing_credentials", BARE),
+    "expired": (
+        bearer(iat=NOW - 900, exp=NOW - 300),
+        401,
+        "token_expired",
+        invalid("invalid_token", EXPIRED),
+    ),
+    "wrong audience": (
+        bearer(aud="https://other.example"),
+        401,
+        "wrong_audience",
+        invalid("invalid_token", ELSEWHERE),
+    ),
+    "scope missing": (
+        bearer(scope="widgets:write"),
+        403,
+        "insufficient_scope",
+        invalid("insufficient_scope", LACKING) + ', scope="widgets:read"',
+    ),
+    "two credentials": (
+        [*bearer(), ("X-API-Key", "another")],
+        400,
+        "multiple_credentials",
+        invalid("invalid_request", SEVERAL),
+    ),
+    "two headers": (
+        [*bearer(), *bearer()],
+        400,
+        "multiple_credentials",
+        invalid("invalid_request", SEVERAL),
+    ),
+}
+
+
+@pytest.mark.parametrize(("headers", "status", "code", "challenge"), REFUSED.values(), ids=REFUSED)
+def test_a_refusal_says_why_in_status_challenge_and_body(
+    ask: Ask, headers: list[tuple[str, str]], status: int, code: str, challenge: str
+) -> None:
+    """RFC 6750 §3, RFC 9457: whichever framework, a client can act on it."""
+    answer = ask("/widgets", headers)
+
+    assert answer.status == status
+    assert answer.headers["www-authenticate"] == challenge
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["cache-control"] == "no-store"
+    assert (answer.problem["status"], answer.problem["code"]) == (status, code)
+
+
+def test_without_a_key_set_the_answer_is_503(ask: Ask, bodies: list[bytes]) -> None:
+    """Never 401 for our own outage: a client would throw its good token away."""
+    bodies[:] = [b"<html>502 Bad Gateway</html>"]
+    answer = ask("/widgets", bearer())
+
+    assert (answer.status, answer.problem["code"]) == (503, "issuer_unavailable")
+    assert "www-authenticate" not in answer.headers
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_a_public_path_is_open_and_nothing_else_is(ask: Ask) -> None:
+    """Fails closed: also a path that leads nowhere, or almost to a public one."""
+    assert ask("/health", []).status == 200
+    for path in ("/health/", "/healthz", "//health", "/nowhere", "/Health"):
+        assert ask(path, []).status == 401
+
+
+def test_the_metadata_document_is_served_to_everybody(ask: Ask, verifier: Verifier) -> None:
+    """RFC 9728 §3: the challenge points there."""
+    answer = ask(METADATA, [])
+
+    assert answer.status == 200
+    assert answer.problem == verifier.protected_resource_metadata()
+
+
+def test_a_token_in_the_query_is_a_bad_request(ask: Ask) -> None:
+    """V43; RFC 6750 §3.1."""
+    assert ask("/widgets?access_token=a.b.c", []).status == 400
+    assert ask("/widgets?access_token=a.b.c", bearer()).status == 400
+
+
+# Starlette alone
+
+
+@pytest.fixture
+def client(verifier: Verifier) -> TestClient:
+    return starlette_client(verifier)
+
+
+def sent(**changes: object) -> dict[str, str]:
+    return dict(bearer(**changes))
+
+
+@pytest.mark.parametrize("path", ["/widgets", "/widgets/sync", "/widgets/class", "/widgets/stock"])
+def test_scopes_are_asked_of_every_kind_of_endpoint(client: TestClient, path: str) -> None:
+    """Functions, coroutines, methods, and Starlette's own decorator."""
+    assert client.get(path, headers=sent()).json() == {"key_id": claims()["sub"]}
+    assert client.get(path, headers=sent(scope="other")).status_code == 403
+
+
+def test_a_principal_that_is_asked_inside_answers_as_the_decorator_does(
+    client: TestClient,
+) -> None:
+    """`request.user.require(…)` is the way for filters that depend on the path."""
+    assert client.get("/places/1", headers=sent(scope="read@PLACE/1")).status_code == 200
+    refused = client.get("/places/2", headers=sent(scope="read@PLACE/1"))
+
+    assert (refused.status_code, refused.json()["code"]) == (403, "insufficient_scope")
+    assert 'scope="read@PLACE/2"' in refused.headers["www-authenticate"]
+    assert refused.headers["www-authenticate"].startswith(BARE)
+
+
+def test_a_scope_on_a_public_path_asks_for_a_credential(client: TestClient) -> None:
+    """Two settings that contradict each other: the stricter one counts."""
+    refused = client.get("/health/widgets")
+
+    assert (refused.status_code, refused.headers["www-authenticate"]) == (401, BARE)
+
+
+@pytest.mark.parametrize("path", ["/chat", "/chat/narrow"])
+def test_a_websocket_needs_a_credential_and_its_scopes(client: TestClient, path: str) -> None:
+    """RFC 6455 §7.4.1: 1008, policy violation."""
+    with client.websocket_connect(path, headers=sent(scope="chat")) as socket:
+        assert socket.receive_text() == claims()["sub"]
+    for headers in ({}, sent(exp=NOW - 300)):
+        with (
+            pytest.raises(WebSocketDisconnect) as closed,
+            client.websocket_connect(path, headers=headers),
+        ):
+            pass
+        assert closed.value.code == 1008
+
+
+def test_a_websocket_without_the_scope_is_closed(client: TestClient) -> None:
+    """The decorator covers WebSockets too."""
+    with (
+        pytest.raises(WebSocketDisconnect) as closed,
+        client.websocket_connect("/chat/narrow", headers=sent()),
+    ):
+        pass
+
+    assert (closed.value.code, closed.value.reason) == (1008, "insufficient_scope")
+
+
+def test_metadata_is_served_for_get_only(client: TestClient) -> None:
+    """Everything else at that path belongs to the application, behind the door."""
+    assert client.head(METADATA).status_code == 200
+    assert client.post(METADATA).status_code == 401
+
+
+def test_the_peer_is_passed_on(bodies: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restrictions need the caller's address."""
+    seen: list[object] = []
+    with Verifier(ISSUER, AUDIENCE, fetch=lambda _: bodies[-1], clock=SetClock()) as verifier:
+        ours = verifier.authenticate_async
+
+        async def watched(*args: Any, **named: Any) -> Any:
+            seen.append(named["client_address"])
+            return await ours(*args, **named)
+
+        monkeypatch.setattr(verifier, "authenticate_async", watched)
+        starlette_client(verifier).get("/whoami", headers=sent())
+
+    assert seen == ["testclient"]
+
+
+def test_settings_can_be_passed_by_name() -> None:
+    """The short form; mistakes are told when the application is built."""
+    CoatcheckMiddleware(Starlette(), issuer=ISSUER, audience=AUDIENCE)
+    with pytest.raises(ValueError, match="leeway"):
+        CoatcheckMiddleware(Starlette(), issuer=ISSUER, audience=AUDIENCE, leeway=600)
+    with pytest.raises(ValueError, match="public"):
+        CoatcheckMiddleware(Starlette(), public="/health", issuer=ISSUER, audience=AUDIENCE)
+
+
+def test_a_verifier_and_settings_contradict_each_other(verifier: Verifier) -> None:
+    """One of them would be ignored in silence."""
+    with pytest.raises(ValueError, match="not both"):
+        CoatcheckMiddleware(Starlette(), verifier, leeway=5)
+
+
+def test_mistakes_in_the_decorator_are_told_at_import() -> None:
+    """Not at the first request."""
+    with pytest.raises(MalformedScope):
+        require_scopes("widgets read@")
+    with pytest.raises(TypeError):
+        require_scopes("widgets:read")(lambda: None)

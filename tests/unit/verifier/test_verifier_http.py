@@ -1,0 +1,204 @@
+"""The bounded fetch, against a real server on the loopback interface that means no good."""
+
+import gzip
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from coatcheck.verifier.http import FetchFailed, fetch, require_safe
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+class Server:
+    """A local server that answers as the test tells it to."""
+
+    def __init__(self) -> None:
+        server = self
+        self.answer: Answer = plain(200, b"{}")
+        self.paths: list[str] = []
+        self.headers: dict[str, str] = {}
+        self.is_over = threading.Event()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.paths.append(self.path)
+                server.headers = {name.lower(): value for name, value in self.headers.items()}
+                server.answer(self)
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_port}/jwks"
+        threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self) -> None:
+        self.is_over.set()
+        self._http.shutdown()
+        self._http.server_close()
+
+
+def plain(status: int, body: bytes, **headers: str) -> Answer:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return answer
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
+
+
+def failure(server: Server, *, timeout_s: float = 5, max_bytes: int = 100) -> str:
+    with pytest.raises(FetchFailed) as failed:
+        fetch(server.url, max_bytes=max_bytes, timeout_s=timeout_s)
+    return failed.value.kind
+
+
+def test_the_body_of_a_good_answer_comes_back(server: Server) -> None:
+    """The header asks for the media type of RFC 7517 §8.5."""
+    server.answer = plain(200, b'{"keys":[]}')
+
+    assert fetch(server.url, max_bytes=100) == b'{"keys":[]}'
+    assert server.headers["accept"].startswith("application/jwk-set+json")
+
+
+@pytest.mark.parametrize("status", [204, 302, 304, 401, 404, 500, 503])
+def test_only_200_is_an_answer(server: Server, status: int) -> None:
+    """V40: a redirect is not followed, wherever it leads."""
+    server.answer = plain(status, b"", Location=f"{server.url}/elsewhere")
+
+    assert failure(server) == f"http_{status}"
+    assert len(server.paths) == 1
+
+
+def test_a_long_body_is_not_read_to_its_end(server: Server) -> None:
+    """V40: 50 MB of key set."""
+
+    def endless(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        while not server.is_over.is_set():
+            try:
+                handler.wfile.write(b"x" * 65_536)
+            except OSError:
+                return
+
+    server.answer = endless
+    assert failure(server) == "too_long"
+
+
+def test_a_compressed_body_is_refused(server: Server) -> None:
+    """64 KiB of gzip are 64 MB of memory."""
+    server.answer = plain(200, gzip.compress(b"{}"), Content_Encoding="gzip")
+
+    assert failure(server) == "compressed"
+    assert server.headers["accept-encoding"] == "identity"
+
+
+DRIPS = {"in the header": b"HTTP/1.1 200 OK\r\nX-Long: ", "in the body": b"HTTP/1.0 200 OK\r\n\r\n"}
+
+
+@pytest.mark.parametrize("beginning", DRIPS.values(), ids=DRIPS)
+def test_the_time_limit_is_for_everything_together(server: Server, beginning: bytes) -> None:
+    """A byte now and then would renew the limit of a single read for ever."""
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(beginning)
+        while not server.is_over.wait(0.02):
+            try:
+                handler.wfile.write(b"x")
+                handler.wfile.flush()
+            except OSError:
+                return
+
+    server.answer = drip
+    began = time.monotonic()
+    assert failure(server, timeout_s=0.3, max_bytes=10_000) == "timeout"
+    assert time.monotonic() - began < 5
+
+
+def test_a_server_that_says_nothing_is_left(server: Server) -> None:
+    """The ordinary timeout."""
+
+    def say_nothing(_: BaseHTTPRequestHandler) -> None:
+        server.is_over.wait(10)
+
+    server.answer = say_nothing
+    assert failure(server, timeout_s=0.1) == "timeout"
+
+
+def test_a_server_that_is_not_there_is_a_failure(server: Server) -> None:
+    """The kind is for status pages; the address stays out of it."""
+    server.close()
+
+    assert failure(server) == "ConnectError"
+
+
+def test_proxies_of_the_environment_do_not_count(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variable meant for another program does not decide whom a resource server believes."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+    assert fetch(server.url, max_bytes=100) == b"{}"
+
+
+SAFE = [
+    "https://auth.example.com/jwks",
+    "https://auth.example.com:8443/a?b=c",
+    "http://127.0.0.1:8000/jwks",
+    "http://127.8.9.1/jwks",
+    "http://localhost:8000/jwks",
+    "http://[::1]:8000/jwks",
+]
+UNSAFE = [
+    "http://auth.example.com/jwks",
+    "http://localhost.example.com/jwks",
+    "http://10.0.0.1/jwks",
+    "http://127.0.0.1@evil.example/jwks",
+    "https://user:secret@auth.example.com/jwks",
+    "https://auth.example.com/jwks#fragment",
+    "https:///jwks",
+    "https://auth.example.com:port/jwks",
+    "https://[::1/jwks",
+    "file:///etc/passwd",
+    "data:application/json,{}",
+    "ftp://127.0.0.1/jwks",
+    "auth.example.com",
+    "",
+]
+
+
+@pytest.mark.parametrize("url", SAFE)
+def test_https_and_the_own_machine_are_safe(url: str) -> None:
+    """Development needs no certificates."""
+    assert require_safe(url) == url
+
+
+@pytest.mark.parametrize("url", UNSAFE)
+def test_everything_else_is_not(url: str) -> None:
+    """Whoever is on the way of plain http could publish a signing key of their own."""
+    with pytest.raises(ValueError, match=r"http|URL"):
+        require_safe(url)
+
+
+def test_plain_http_can_be_asked_for() -> None:
+    """Inside a cluster that encrypts by itself.  The name of the setting says what it is."""
+    assert require_safe("http://coatcheck:8000/jwks", unsafe_plain_http=True)
+    with pytest.raises(ValueError, match=r"http|URL"):
+        require_safe("file:///etc/passwd", unsafe_plain_http=True)

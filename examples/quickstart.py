@@ -51,6 +51,11 @@ In another terminal, in this directory:
   6. Watch it fail: no new token (1 again), and the one you hold is inactive (4 again).
      The API checks offline and lets it in until it expires.
 
+For API keys of your own, which this API takes:
+
+     export COATCHECK_ISSUER={issuer} COATCHECK_AUDIENCE={audience}
+     {coatcheck} keys create --name mine --scope widgets:read
+
 The admin key is in {admin}.  Stop with Ctrl-C.  `make run` again keeps everything,
 and makes a new demo key if this one was revoked.
 """

@@ -26,7 +26,7 @@ def tokens() -> Iterator[Any]:
             yield pytest.param(golden, token, id=f"{release} {name}")
 
 
-@pytest.mark.parametrize(("golden", "token"), tokens())
+@pytest.mark.parametrize(("golden", "token"), list(tokens()))
 def test_a_token_of_a_release_verifies(golden: dict[str, Any], token: str) -> None:
     """At a moment when it was alive, with the key set of its day."""
     with Verifier(

@@ -4,15 +4,21 @@ A twin names a file that holds the value, as secret mounts do.  Nothing is read 
 whoever wants to know what a deployment runs on reads this page.
 """
 
-import os
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from coatcheck.durations import TOKEN_LIFETIME
 from coatcheck.token_profile import TokenType, is_audience
@@ -47,12 +53,10 @@ def _networks(value: object) -> object:
     return value
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """What one deployment runs on."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid"
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     issuer: Annotated[str, AfterValidator(_issuer)] = "http://127.0.0.1:8000"
     """This deployment's own URL: the token's `iss`, and where its endpoints are."""
@@ -72,7 +76,7 @@ class Settings(BaseSettings):
     token_type: TokenType = "at+jwt"  # noqa: S105 - a header value, no secret
     """`typ` of tokens for the default audience; `JWT` for verifiers that know no other."""
 
-    trusted_proxies: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)] = ()
+    trusted_proxies: Annotated[tuple[Network, ...], BeforeValidator(_networks)] = ()
     """Networks, separated by commas, whose X-Forwarded-For is believed."""
 
     guesses_per_minute: int = Field(default=60, ge=0)
@@ -124,26 +128,15 @@ class Settings(BaseSettings):
         return self.unsafe_token_lifetime or TOKEN_LIFETIME
 
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings
-
-    @classmethod
-    def load(cls, environ: Mapping[str, str] | None = None) -> Self:
-        """Read the environment.
+    def load(cls, environ: Mapping[str, str]) -> Self:
+        """Read the environment.  A variable that is empty counts as not set.
 
         Raises:
             BadSettings: every wrong setting by name, with what it should look like.
         """
-        environ = os.environ if environ is None else environ
+        found = {name: _text(PREFIX + name.upper(), environ) for name in cls.model_fields}
         try:
-            return cls(**_from_files(cls.model_fields, environ))
+            return cls(**{name: text for name, text in found.items() if text is not None})
         except ValidationError as error:
             raise BadSettings("\n".join(_sentences(error))) from None
 
@@ -167,20 +160,18 @@ _OF_OTHERS: Final = {
 }
 
 
-def _from_files(fields: Mapping[str, object], environ: Mapping[str, str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name in fields:
-        variable = PREFIX + name.upper()
-        path = environ.get(f"{variable}_FILE")
-        if not path:
-            continue
-        if environ.get(variable):
-            raise BadSettings(f"{variable} and {variable}_FILE are both set: remove one")
-        try:
-            found[name] = Path(path).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadSettings(f"{variable}_FILE: cannot be read ({type(error).__name__})") from None
-    return found
+def _text(variable: str, environ: Mapping[str, str]) -> Any:
+    """What a variable or its twin says; None when neither is set."""
+    text = environ.get(variable) or None
+    path = environ.get(f"{variable}_FILE")
+    if not path:
+        return text
+    if text is not None:
+        raise BadSettings(f"{variable} and {variable}_FILE are both set: remove one")
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSettings(f"{variable}_FILE: cannot be read ({type(error).__name__})") from None
 
 
 def _sentences(error: ValidationError) -> list[str]:

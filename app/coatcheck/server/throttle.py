@@ -6,6 +6,8 @@ many others guess at it from elsewhere, and nobody can lock a key out by its pub
 Source: RFC 6749 §2.3.1 (protection against brute force), OWASP ASVS 5 §6.3.1.
 """
 
+import math
+import time
 from ipaddress import IPv4Address
 
 from limits import RateLimitItemPerMinute
@@ -28,7 +30,7 @@ class Throttle:
         self._limit = RateLimitItemPerMinute(guesses_per_minute) if guesses_per_minute else None
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
 
-    def retry_after(self, address: Address | None, now: float) -> int | None:
+    def retry_after(self, address: Address | None) -> int | None:
         """Count one wrong secret.
 
         Returns:
@@ -40,7 +42,8 @@ class Throttle:
         if self._limiter.hit(self._limit, bucket):
             return None
         reset_at = self._limiter.get_window_stats(self._limit, bucket).reset_time
-        return max(1, round(reset_at - now))
+        # The limiter has a clock of its own, the machine's.
+        return max(1, math.ceil(reset_at - time.time()))
 
 
 def _bucket(address: Address | None) -> str:

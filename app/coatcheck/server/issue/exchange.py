@@ -86,7 +86,7 @@ class Issuer:
             claims,
             signer,
             audience.token_type,
-            scopes=allowance.scopes,
+            scope=_as_asked(asked.scope) or str(allowance.scopes),
             api_key_id=allowance.api_key_id,
         )
 
@@ -116,6 +116,11 @@ class Issuer:
         if must:
             claims["must"] = must
         return claims
+
+
+def _as_asked(scope: str | None) -> str | None:
+    """The asked set in the asker's own spelling: some clients raise when it comes back changed."""
+    return scope and " ".join(dict.fromkeys(scope.split(" ")))
 
 
 def _scopes(text: str | None) -> Scopes | None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from jwt.utils import base64url_encode
 
-from coatcheck.scope import Scopes
 from coatcheck.server.signing import Signer
 from coatcheck.token_profile import CheckedClaims, TokenType
 
@@ -18,13 +17,13 @@ class Issued:
 
     Attributes:
         token: the JWT.
-        scopes: as asked, or all the API key has for the audience.
+        scope: the asked set as it was written, or all the API key has for the audience.
         expires_in_s: seconds from `iat`.
         api_key_id: whose it is, for the count.
     """
 
     token: str
-    scopes: Scopes
+    scope: str
     expires_in_s: int
     api_key_id: str
 
@@ -33,9 +32,9 @@ class Issued:
 
 
 def mint(
-    claims: CheckedClaims, signer: Signer, token_type: TokenType, *, scopes: Scopes, api_key_id: str
+    claims: CheckedClaims, signer: Signer, token_type: TokenType, *, scope: str, api_key_id: str
 ) -> Issued:
     """Sign.  The header was serialized once per signing key; only the payload is new."""
     signing_input = signer.header_segments[token_type] + b"." + base64url_encode(claims.payload)
     token = signing_input + b"." + base64url_encode(signer.sign(signing_input))
-    return Issued(token.decode("ascii"), scopes, claims.expires_in_s, api_key_id)
+    return Issued(token.decode("ascii"), scope, claims.expires_in_s, api_key_id)

@@ -109,7 +109,7 @@ class FormEndpoint:
             (record,) = found.records.values()
             _log.info("refused %s: %s from %s", record.id, refusal.reason.value, request.address)
         elif refusal.reason is Reason.API_KEY_UNKNOWN:
-            retry_after_s = self.desk.throttle.retry_after(request.address, self.desk.clock())
+            retry_after_s = self.desk.throttle.retry_after(request.address)
             if retry_after_s is not None:
                 raise OAuthError.throttled(retry_after_s)
 

@@ -21,6 +21,6 @@ class ClientCredentials(grants.ClientCredentialsGrant):
             "token_type": "Bearer",
             "expires_in": issued.expires_in_s,
             # The set as it was asked: requests-oauthlib raises when it differs.
-            "scope": str(issued.scopes),
+            "scope": issued.scope,
         }
         return 200, body, ()

@@ -1,0 +1,297 @@
+"""Who may import whom, and who may make what: read from the source, a wrong arrow shows at once.
+
+An arrow that is missing here is a decision: add it where it belongs, with a reason in
+docs/architecture.md, or find the seam that makes it unnecessary.
+"""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+APP = Path(__file__).parents[2] / "app"
+
+WORDS = "apikey base62 ids scope token_profile durations client_address"
+
+#: Rooms from the ground up: a room imports itself and what stands behind it, nothing else.
+ROOMS: dict[str, str] = {
+    # The words of both sides: the standard library and each other.
+    **dict.fromkeys(WORDS.split(), WORDS),
+    "restrictions": WORDS,
+    "verifier": f"{WORDS} restrictions",
+    "starlette": "verifier",
+    # The service, each over what stands above it.
+    "server.settings": WORDS,
+    "server.catalog": f"{WORDS} server.settings",
+    "server.changes": WORDS,
+    "server.sealing": "",
+    "server.store": f"{WORDS} server.changes",
+    "server.signing": f"{WORDS} server.changes server.sealing server.store",
+    "server.throttle": WORDS,
+    "server.usage": "server.store",
+    "server.issue": (
+        f"{WORDS} restrictions server.catalog server.changes server.signing server.store"
+        " verifier.check verifier.errors verifier.keyset"
+    ),
+    "server.oauth": (
+        f"{WORDS} restrictions server.issue server.changes server.signing server.store"
+        " server.throttle server.usage"
+    ),
+    "server.manage": f"{WORDS} restrictions server.catalog server.changes server.store",
+    "server.pages": "",
+    "server.listen": "",
+    # Composition: these know many rooms, and no room knows them.
+    "server.setup": (
+        f"{WORDS} server.catalog server.changes server.manage server.sealing server.settings"
+        " server.signing server.store"
+    ),
+    "server.app": f"{WORDS} server",
+    "cli": f"{WORDS} server verifier",
+    # Packages that hold nothing but a docstring.
+    "server": "",
+    "": "",
+}
+
+#: Packages of others, and the only rooms or modules that import them.
+FOREIGN: dict[str, str] = {
+    "authlib": "server.oauth",
+    "sqlmodel": "server.store",
+    "sqlalchemy": "server.store",
+    "sqlite3": "server.store",
+    "alembic": "server.store",
+    "psycopg": "server.store",
+    "jwt": (
+        "verifier.check verifier.keyset server.issue.mint server.issue.exchange server.signing"
+    ),
+    "cryptography": "verifier.check verifier.keyset server.sealing server.signing",
+    "starlette": "server.app server.oauth.metadata verifier.adapters.starlette starlette",
+    "uvicorn": "server.listen",
+    "pydantic": "server.settings",
+    "limits": "server.throttle",
+    "jinja2": "server.pages",
+    "markupsafe": "server.pages",
+    "yaml": "server.pages",
+    "httpx2": "verifier.http cli.caller cli.diagnosis",
+    "typer": "cli",
+}
+
+#: Types that prove that a step was taken, and the one module that takes it.
+MADE_IN: dict[str, str] = {
+    "ApiKeyRecord": "server.store.hot",
+    "Allowance": "server.issue.decide",
+    "CheckedClaims": "token_profile",
+    "Issued": "server.issue.mint",
+    "OwnToken": "server.issue.inspect",
+    "Principal": "verifier.verifier",
+}
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    """Every module by its name without `coatcheck.`, parsed."""
+    found = {}
+    for path in sorted((APP / "coatcheck").rglob("*.py")):
+        parts = path.relative_to(APP / "coatcheck").with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+def imports(module: ast.Module) -> Iterator[str]:
+    """Every module that is imported anywhere in it, in functions and for types, too."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute: they read the same everywhere"
+            assert node.module is not None
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                yield submodule if is_module(submodule) else node.module
+
+
+def is_module(name: str) -> bool:
+    return name.partition(".")[0] == "coatcheck" and ours(name) in modules()
+
+
+def ours(name: str) -> str:
+    return name.removeprefix("coatcheck").removeprefix(".")
+
+
+def lies_in(module: str, rooms: str) -> bool:
+    """Whether a module is, or is in, one of these rooms."""
+    return any(module == room or module.startswith(f"{room}.") for room in rooms.split())
+
+
+def room_of(module: str) -> str:
+    return max((room for room in ROOMS if lies_in(module, room) or room == module), key=len)
+
+
+each_module = pytest.mark.parametrize("module", modules(), ids=lambda name: name or "coatcheck")
+
+
+def test_there_is_something_to_look_at() -> None:
+    """A map of an empty country would always be right."""
+    assert len(modules()) > 40
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room])
+def test_every_room_on_the_map_exists(room: str) -> None:
+    """A name that was changed in the code is changed here."""
+    assert room in modules()
+
+
+def test_every_module_is_in_a_room() -> None:
+    """A new room says here what it may know."""
+    bare = {module for module in modules() if room_of(module) in ("", "server")}
+
+    assert bare == {"", "server"}
+
+
+def test_the_map_has_a_ground() -> None:
+    """Rooms import what stands above them in the map, so no two can import each other."""
+    order = list(ROOMS)
+    for room, allowed in ROOMS.items():
+        if lies_in(room, WORDS) or room in ("server.app", "cli"):
+            continue
+        for other in allowed.split():
+            assert order.index(room_of(other)) < order.index(room), (room, other)
+
+
+@each_module
+def test_a_module_imports_only_the_rooms_it_may_know(module: str) -> None:
+    """docs/architecture.md, who may import whom."""
+    room = room_of(module)
+    allowed = f"{ROOMS[room]} {room}"
+    wrong = {
+        name
+        for name in imports(modules()[module])
+        if name.partition(".")[0] == "coatcheck" and not lies_in(ours(name), allowed)
+    }
+
+    assert not wrong
+
+
+@each_module
+def test_a_module_imports_only_the_packages_it_may_know(module: str) -> None:
+    """Each package of others has one place; a swap touches that one only."""
+    wrong = {
+        name
+        for name in imports(modules()[module])
+        if (package := name.partition(".")[0]) != "coatcheck"
+        and (package not in sys.stdlib_module_names or package in FOREIGN)
+        and not lies_in(module, FOREIGN.get(package, ""))
+    }
+
+    assert not wrong
+
+
+def importers_of(room: str) -> set[str]:
+    return {
+        module
+        for module, parsed in modules().items()
+        if any(
+            name.partition(".")[0] == "coatcheck" and lies_in(ours(name), room)
+            for name in imports(parsed)
+        )
+    }
+
+
+def test_nobody_imports_what_puts_it_together() -> None:
+    """The application and the command line know everybody; nobody knows them."""
+    assert all(lies_in(module, "cli") for module in importers_of("server.app"))
+    assert all(lies_in(module, "cli") for module in importers_of("cli"))
+
+
+def test_use_cases_that_write_never_sign() -> None:
+    """`manage` works on the database alone: it can neither make nor read a token."""
+    for room in ("server.signing", "server.oauth", "server.issue", "server.sealing"):
+        assert not any(lies_in(module, "server.manage") for module in importers_of(room))
+
+
+def test_of_the_service_only_inspection_reads_tokens_as_a_verifier_does() -> None:
+    """Issuing needs no verifier; introspection checks by the very code that others install."""
+    readers = {module for module in importers_of("verifier") if lies_in(module, "server")}
+
+    assert readers == {"server.issue.inspect"}
+
+
+@pytest.mark.parametrize(("made", "module"), MADE_IN.items(), ids=MADE_IN)
+def test_a_proof_is_made_in_one_module_only(made: str, module: str) -> None:
+    """Else a step could be skipped, and the type would say it was taken."""
+    makers = {
+        name
+        for name, parsed in modules().items()
+        for node in ast.walk(parsed)
+        if isinstance(node, ast.Call) and called(node) == made
+    }
+
+    assert makers == {module}
+
+
+def called(call: ast.Call) -> str | None:
+    """The last name of what is called: `Issued` of `mint.Issued(…)`."""
+    if isinstance(call.func, ast.Name):
+        return call.func.id
+    return call.func.attr if isinstance(call.func, ast.Attribute) else None
+
+
+def test_a_proof_is_changed_by_restrictions_only() -> None:
+    """`replace` makes a new one past its maker; restrictions may, because `decide` compares."""
+    changers = {
+        module
+        for module, parsed in modules().items()
+        for node in ast.walk(parsed)
+        if isinstance(node, ast.ImportFrom)
+        and node.module in ("dataclasses", "copy")
+        and any(alias.name == "replace" for alias in node.names)
+    }
+
+    assert all(lies_in(module, "restrictions") for module in changers)
+
+
+def test_nobody_goes_around_a_constructor() -> None:
+    """`object.__new__` and `object.__setattr__` would make or change what is frozen."""
+    around = {
+        module
+        for module, parsed in modules().items()
+        for node in ast.walk(parsed)
+        if isinstance(node, ast.Call) and called(node) in ("__new__", "__setattr__")
+    }
+
+    assert not around
+
+
+#: By import: what it must not load, because who imports it has not installed it.
+LIGHT: dict[str, str] = {
+    "coatcheck.verifier": (
+        "starlette sqlmodel sqlalchemy authlib typer uvicorn pydantic jinja2 limits yaml alembic"
+        " coatcheck.server coatcheck.cli"
+    ),
+    "coatcheck.starlette": (
+        "sqlmodel sqlalchemy authlib typer uvicorn pydantic jinja2 limits yaml alembic"
+        " coatcheck.server coatcheck.cli"
+    ),
+    "coatcheck.cli.commands": (
+        "starlette sqlmodel sqlalchemy authlib uvicorn pydantic jinja2 limits yaml alembic"
+        " coatcheck.server"
+    ),
+}
+
+
+@pytest.mark.parametrize(("imported", "without"), LIGHT.items(), ids=LIGHT)
+def test_what_others_install_loads_nothing_of_the_service(imported: str, without: str) -> None:
+    """A resource server has the base install only; a caller the command line beside it."""
+    program = f"import json, sys, {imported}; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    loaded = json.loads(done.stdout)
+
+    assert imported in loaded
+    assert not [module for module in loaded if lies_in(module, without)]

@@ -1,0 +1,612 @@
+"""`coatcheck.server.signing`: which signing key signs, which are published, and who may change it.
+
+answers.md K12, K16, K19-K22; RFC 7517, RFC 7638, RFC 8725 §3.5.
+"""
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import jwt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jwt.utils import base64url_decode
+from starlette.testclient import TestClient
+
+from coatcheck.durations import PUBLISH_AFTER, PUBLISH_AHEAD
+from coatcheck.server import sealing, signing
+from coatcheck.server.app import Service
+from coatcheck.server.sealing import BadSealingKey, SealingKey, SealingKeys
+from coatcheck.server.signing import NoSigner, Ring, RingKeeper, SigningKeyConflict
+from coatcheck.server.store import SigningKeyRecord, Store, StoreUnavailable, open_store
+from coatcheck.token_profile import Algorithm, TokenType
+from support.deployment import DAY, HOUR, NOON, TESTER, Deployment, a_client, form
+
+SEALING_KEY = SealingKey.of(bytes(32))
+SEALING_KEYS = SealingKeys({SEALING_KEY.id: SEALING_KEY})
+NO_RING = Ring(())
+
+
+def a_record(
+    *,
+    starts_at: int = NOON,
+    withdrawn_at: int | None = None,
+    position: int = 1,
+    algorithm: Algorithm = "ES256",
+) -> SigningKeyRecord:
+    """A signing key as it lies in the store."""
+    row = signing.new_row(algorithm, SEALING_KEY, now=NOON - DAY, starts_at=starts_at)
+    return SigningKeyRecord(
+        kid=row.kid,
+        algorithm=row.algorithm,
+        public_jwk=row.public_jwk,
+        sealed_private=row.sealed_private,
+        sealing_key_id=row.sealing_key_id,
+        position=position,
+        created_at=row.created_at,
+        starts_at=row.starts_at,
+        withdrawn_at=withdrawn_at,
+    )
+
+
+def a_ring(*records: SigningKeyRecord) -> Ring:
+    return Ring.read(records, SEALING_KEYS, NO_RING)
+
+
+def states(ring: Ring, now: int) -> list[str]:
+    return [signing_key.state(now) for signing_key in ring.signing_keys]
+
+
+# --- states come from the clock
+
+START = NOON + DAY
+STATES = {
+    "long before": (NOON - HOUR, ["pending", "pending"]),
+    "a second before the first starts": (NOON - 1, ["pending", "pending"]),
+    "the first starts": (NOON, ["signing", "pending"]),
+    "a second before the successor starts": (START - 1, ["signing", "pending"]),
+    "the successor starts": (START, ["retiring", "signing"]),
+    "the last second in the key set": (START + PUBLISH_AFTER - 1, ["retiring", "signing"]),
+    "gone from the key set": (START + PUBLISH_AFTER, ["retired", "signing"]),
+    "for ever after": (START + 1000 * DAY, ["retired", "signing"]),
+}
+
+
+@pytest.mark.parametrize(("now", "expected"), STATES.values(), ids=STATES)
+def test_states_come_from_the_clock(now: int, expected: list[str]) -> None:
+    """Nothing but two times is stored, so every node agrees without being told."""
+    first, second = a_record(), a_record(starts_at=START, position=2)
+    ring = a_ring(first, second)
+
+    assert states(ring, now) == expected
+    published = [one["kid"] for one in ring.key_set(now)["keys"]]
+    assert published == [
+        record.kid
+        for record, state in zip((first, second), expected, strict=True)
+        if state != "retired"
+    ]
+    if "signing" in expected:
+        signs = (first, second)[expected.index("signing")]
+        assert ring.signer("ES256", now).kid == signs.kid
+    else:
+        with pytest.raises(NoSigner):
+            ring.signer("ES256", now)
+
+
+@pytest.mark.parametrize("now", [NOON - HOUR, NOON, START, START + DAY])
+def test_a_withdrawn_signing_key_is_gone_whatever_the_clock_says(now: int) -> None:
+    """It neither signs nor is published, for ever."""
+    ring = a_ring(a_record(withdrawn_at=NOON - HOUR))
+
+    assert states(ring, now) == ["withdrawn"]
+    assert ring.key_set(now) == {"keys": []}
+    with pytest.raises(NoSigner):
+        ring.signer("ES256", now)
+
+
+def test_a_successor_withdrawn_before_its_start_leaves_everything_as_it_was() -> None:
+    """It never signed: the one before it goes on."""
+    first = a_record()
+    ring = a_ring(first, a_record(starts_at=START, withdrawn_at=START - 1, position=2))
+
+    assert states(ring, START + DAY) == ["signing", "withdrawn"]
+    assert ring.signer("ES256", START + DAY).kid == first.kid
+
+
+def test_a_successor_withdrawn_after_its_start_does_not_bring_the_old_one_back() -> None:
+    """Verifiers may have dropped it: a signing key that ended never signs again."""
+    ring = a_ring(a_record(), a_record(starts_at=START, withdrawn_at=START + 1, position=2))
+
+    assert states(ring, START + 1) == ["retiring", "withdrawn"]
+    with pytest.raises(NoSigner, match="coatcheck signing-keys rotate"):
+        ring.signer("ES256", START + 1)
+
+
+def test_each_algorithm_has_its_own_succession() -> None:
+    """A new RS256 key ends no ES256 one."""
+    es256 = a_record()
+    rs256 = a_record(algorithm="RS256", starts_at=NOON + HOUR, position=2)
+    ring = a_ring(es256, rs256)
+
+    assert states(ring, NOON + DAY) == ["signing", "signing"]
+    assert ring.signer("RS256", NOON + DAY).kid == rs256.kid
+    assert ring.signer("ES256", NOON + DAY).kid == es256.kid
+
+
+POOL = [a_record() for _ in range(5)]
+TIMES = st.integers(NOON, NOON + 20)
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.tuples(TIMES, st.none() | TIMES), max_size=5),
+    st.integers(NOON - 5, NOON + 30) | st.integers(NOON + PUBLISH_AFTER, NOON + PUBLISH_AFTER + 30),
+)
+def test_at_most_one_signs_and_it_is_published(
+    drawn: list[tuple[int, int | None]], now: int
+) -> None:
+    """Whatever was rotated and withdrawn in whichever order."""
+    records = [
+        replace(POOL[n], starts_at=starts_at, withdrawn_at=withdrawn_at, position=n)
+        for n, (starts_at, withdrawn_at) in enumerate(drawn)
+    ]
+    ring = a_ring(*records)
+
+    signs = [one for one in ring.signing_keys if one.signs(now)]
+
+    assert len(signs) <= 1
+    assert all(one.is_published(now) for one in signs)
+    if records and all(record.withdrawn_at is None for record in records):
+        assert len(signs) == (min(record.starts_at for record in records) <= now)
+
+
+@settings(max_examples=100)
+@given(st.lists(TIMES, min_size=1, max_size=5), st.integers(NOON, NOON + 30), st.integers(0, 600))
+def test_what_was_signed_stays_verifiable_for_as_long_as_the_token_lives(
+    starts: list[int], now: int, later: int
+) -> None:
+    """No rotation, however fast, takes a signing key from the set before its last token."""
+    ring = a_ring(
+        *(replace(POOL[n], starts_at=at, position=n) for n, at in enumerate(sorted(starts)))
+    )
+
+    for signing_key in ring.signing_keys:
+        if signing_key.signs(now):
+            assert signing_key.is_published(now + later)
+
+
+# --- what is published
+
+PUBLIC_MEMBERS = {
+    "ES256": {"kty", "crv", "x", "y", "kid", "alg", "use"},
+    "RS256": {"kty", "n", "e", "kid", "alg", "use"},
+}
+
+
+@pytest.mark.parametrize("algorithm", signing.GENERATE)
+def test_the_key_set_has_public_members_only(algorithm: Algorithm) -> None:
+    """RFC 7517 §4, RFC 7518 §6: no `d`, no primes; `use`, `alg` and `kid` always."""
+    ring = a_ring(a_record(algorithm=algorithm))
+
+    (jwk,) = ring.key_set(NOON)["keys"]
+
+    assert set(jwk) == PUBLIC_MEMBERS[algorithm]
+    assert (jwk["alg"], jwk["use"]) == (algorithm, "sig")
+    assert all(isinstance(value, str) for value in jwk.values())
+
+
+@pytest.mark.parametrize("algorithm", signing.GENERATE)
+def test_the_kid_is_the_thumbprint_of_the_public_key(algorithm: Algorithm) -> None:
+    """K16: nobody chooses a `kid`, so two keys cannot have one and one key cannot have two."""
+    record = a_record(algorithm=algorithm)
+
+    assert record.kid == signing.thumbprint(json.loads(record.public_jwk))
+
+
+THUMBPRINTS = {
+    "RFC 7638 §3.1": (
+        {
+            "kty": "RSA",
+            "n": "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1"
+            "L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4"
+            "QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbO"
+            "pbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csF"
+            "Cur-kEgU8awapJzKnqDKgw",
+            "e": "AQAB",
+            "alg": "RS256",
+            "kid": "2011-04-29",
+        },
+        "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs",
+    ),
+    "RFC 8037 A.3": (
+        {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"},
+        "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k",
+    ),
+}
+
+
+@pytest.mark.parametrize(("jwk", "expected"), THUMBPRINTS.values(), ids=THUMBPRINTS)
+def test_thumbprints_are_those_of_the_rfcs(jwk: dict[str, str], expected: str) -> None:
+    """Others compute the `kid` from the key, too."""
+    assert signing.thumbprint(jwk) == expected
+
+
+@pytest.mark.parametrize("algorithm", signing.GENERATE)
+@pytest.mark.parametrize("token_type", ["at+jwt", "JWT"])
+def test_a_signer_signs_what_its_published_half_verifies(
+    algorithm: Algorithm, token_type: TokenType
+) -> None:
+    """Header and signature as another JOSE library reads them.  RFC 7515 §5.1, RFC 9068 §2.1."""
+    ring = a_ring(a_record(algorithm=algorithm))
+    signer = ring.signer(algorithm, NOON)
+    signing_input = signer.header_segments[token_type] + b".e30"
+    signature = signer.sign(signing_input)
+
+    header = json.loads(base64url_decode(signer.header_segments[token_type]))
+    jwk = jwt.PyJWK(dict(ring.key_set(NOON)["keys"][0]))
+
+    assert header == {"typ": token_type, "alg": algorithm, "kid": signer.kid}
+    assert jwk.Algorithm.verify(signing_input, jwk.key, signature)
+
+
+def test_private_halves_lie_sealed_under_their_kid() -> None:
+    """Whoever has the database alone can sign nothing; two rows cannot be swapped."""
+    one, other = a_record(), a_record()
+    swapped = replace(one, sealed_private=other.sealed_private)
+
+    assert b"PRIVATE" not in one.sealed_private
+    with pytest.raises(NoSigner):
+        a_ring(swapped).signer("ES256", NOON)
+
+
+def test_a_signing_key_that_does_not_open_is_published_and_does_not_sign() -> None:
+    """Tokens of other nodes go on verifying; this one refuses to start."""
+    other = SealingKey.of(bytes(31) + b"x")
+
+    ring = Ring.read([a_record()], SealingKeys({other.id: other}), NO_RING)
+
+    assert len(ring.key_set(NOON)["keys"]) == 1
+    with pytest.raises(NoSigner):
+        ring.signer("ES256", NOON)
+    with pytest.raises(BadSealingKey, match="put the deployment's own"):
+        ring.require_open()
+
+
+def test_a_withdrawn_signing_key_need_not_open() -> None:
+    """It is never used again: a lost sealing key of old must not stop the start."""
+    other = SealingKey.of(bytes(31) + b"x")
+
+    Ring.read([a_record(withdrawn_at=NOON)], SealingKeys({other.id: other}), NO_RING).require_open()
+
+
+def test_no_repr_shows_a_private_key() -> None:
+    """K27: values end in tracebacks."""
+    ring = a_ring(a_record())
+    (signing_key,) = ring.signing_keys
+
+    told = f"{signing_key!r} {ring.signer('ES256', NOON)!r}"
+
+    assert "private" not in told.lower()
+
+
+# --- rotating and withdrawing, on a store
+
+
+@dataclass(frozen=True)
+class Hand:
+    """An operator's hand on the ring of one deployment."""
+
+    store: Store
+    sealing_key: SealingKey
+
+    def rotate(self, now: int, *, algorithm: Algorithm = "ES256", at_once: bool = False) -> str:
+        return signing.rotate(
+            self.store, self.sealing_key, algorithm, TESTER, now=now, at_once=at_once
+        )
+
+    def withdraw(self, kid: str, now: int, *, force: bool = False) -> bool:
+        return signing.withdraw(self.store, kid, TESTER, now=now, force=force)
+
+    def ring(self) -> Ring:
+        sealing_keys = SealingKeys({self.sealing_key.id: self.sealing_key})
+        return Ring.read(self.store.signing_keys(), sealing_keys, NO_RING)
+
+    def signs(self, now: int, algorithm: Algorithm = "ES256") -> str:
+        return self.ring().signer(algorithm, now).kid
+
+    def log_of(self, kid: str) -> list[tuple[str, bool, str]]:
+        with self.store.transaction(read_only=True) as tx:
+            return [(row.what, row.narrows, row.actor) for row in tx.changes(kid)]
+
+
+@pytest.fixture
+def hand(deployment: Deployment) -> Hand:
+    return Hand(deployment.store, sealing.load(deployment.settings.keys_dir).newest())
+
+
+def test_a_new_deployment_signs_with_every_algorithm_at_once(hand: Hand) -> None:
+    """Nothing was published before, so nobody has cached a set without them."""
+    for algorithm in signing.GENERATE:
+        assert hand.signs(NOON, algorithm)
+
+
+def test_a_rotation_publishes_now_and_signs_a_day_later(hand: Hand) -> None:
+    """K20: no verifier meets a `kid` that its cached key set does not have."""
+    old = hand.signs(NOON)
+
+    new = hand.rotate(NOON)
+
+    assert new in [one["kid"] for one in hand.ring().key_set(NOON)["keys"]]
+    assert hand.signs(NOON + PUBLISH_AHEAD - 1) == old
+    assert hand.signs(NOON + PUBLISH_AHEAD) == new
+
+
+def test_a_rotation_at_once_signs_at_once(hand: Hand) -> None:
+    """For emergencies: `--now` is the operator's word."""
+    new = hand.rotate(NOON + HOUR, at_once=True)
+
+    assert hand.signs(NOON + HOUR) == new
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("later", [0, HOUR, PUBLISH_AHEAD - 1])
+def test_while_a_signing_key_waits_another_rotation_is_refused(
+    hand: Hand, later: int, at_once: bool
+) -> None:
+    """K20: rotation faster than the lead time would publish a queue of keys."""
+    waiting = hand.rotate(NOON)
+    before = hand.store.head()
+
+    with pytest.raises(SigningKeyConflict, match=f"{waiting} is waiting to start"):
+        hand.rotate(NOON + later, at_once=at_once)
+
+    assert hand.store.head() == before
+    assert len(hand.store.signing_keys()) == len(signing.GENERATE) + 1
+
+
+def test_once_it_has_started_the_next_rotation_is_fine(hand: Hand) -> None:
+    """Day after day."""
+    for day in range(3):
+        new = hand.rotate(NOON + day * PUBLISH_AHEAD)
+        assert hand.signs(NOON + (day + 1) * PUBLISH_AHEAD) == new
+
+
+def test_one_that_was_withdrawn_while_waiting_blocks_nothing(hand: Hand) -> None:
+    """The message says `or withdraw it first`."""
+    hand.withdraw(hand.rotate(NOON), NOON + 1)
+
+    assert hand.rotate(NOON + 2)
+
+
+def test_another_algorithm_may_rotate_meanwhile(hand: Hand) -> None:
+    """Each has its own succession."""
+    hand.rotate(NOON)
+
+    assert hand.rotate(NOON, algorithm="RS256")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_of_two_operators_who_rotate_at_once_one_wins(
+    deployment: Deployment, hand: Hand, processes: int
+) -> None:
+    """K21, F9: one new signing key; the other operator is told of it."""
+    stores = [deployment.store, deployment.store]
+    if processes > 1:
+        stores[1] = open_store(deployment.settings.database_url)
+    hands = [Hand(store, hand.sealing_key) for store in stores]
+    outcomes = at_once([partial(one.rotate, NOON) for one in hands])
+    stores[1].close()
+
+    told = [outcome for outcome in outcomes if isinstance(outcome, SigningKeyConflict)]
+    made = [outcome for outcome in outcomes if isinstance(outcome, str)]
+
+    assert (len(made), len(told)) == (1, 1), outcomes
+    assert made[0] in str(told[0])
+    assert len(hand.store.signing_keys()) == len(signing.GENERATE) + 1
+
+
+def at_once(actions: list[Callable[[], str]]) -> list[object]:
+    """What each action returns or raises, when all of them are let go together."""
+    barrier = threading.Barrier(len(actions))
+    outcomes: list[object] = []
+
+    def run(action: Callable[[], str]) -> None:
+        barrier.wait()
+        try:
+            outcomes.append(action())
+        except Exception as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=run, args=(action,)) for action in actions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcomes
+
+
+def test_the_only_signing_key_is_not_withdrawn_by_accident(hand: Hand) -> None:
+    """K12: refused without force, and nothing has changed."""
+    only = hand.signs(NOON)
+    before = hand.store.head()
+
+    with pytest.raises(SigningKeyConflict, match=r"rotate --algorithm ES256 --now first"):
+        hand.withdraw(only, NOON)
+
+    assert hand.signs(NOON) == only
+    assert hand.store.head() == before
+
+
+def test_a_waiting_successor_does_not_count_as_a_signer(hand: Hand) -> None:
+    """K12: until it starts there would be none."""
+    only = hand.signs(NOON)
+    hand.rotate(NOON)
+
+    with pytest.raises(SigningKeyConflict):
+        hand.withdraw(only, NOON + 1)
+
+
+def test_a_signing_key_of_another_algorithm_does_not_count_either(hand: Hand) -> None:
+    """The default audience's tokens are ES256, whatever else could sign."""
+    assert hand.signs(NOON, "RS256")
+    with pytest.raises(SigningKeyConflict):
+        hand.withdraw(hand.signs(NOON, "ES256"), NOON)
+
+
+def test_with_force_the_only_signing_key_goes_and_nothing_is_signed(hand: Hand) -> None:
+    """K12: then 503, never an unsigned token."""
+    only = hand.signs(NOON)
+
+    assert hand.withdraw(only, NOON, force=True) is True
+
+    with pytest.raises(NoSigner):
+        hand.signs(NOON)
+    assert only not in [one["kid"] for one in hand.ring().key_set(NOON)["keys"]]
+
+
+def test_with_force_the_token_endpoint_answers_503(
+    deployment: Deployment, http: TestClient
+) -> None:
+    """K12, seen from outside: an outage of ours is never the caller's 401."""
+    made = deployment.api_key()
+    signing.withdraw(
+        deployment.store,
+        RingKeeper(deployment.store, sealing.load(deployment.settings.keys_dir))
+        .at(0)
+        .signer("ES256", NOON)
+        .kid,
+        TESTER,
+        now=NOON,
+        force=True,
+    )
+
+    answer = http.post("/oauth/token", data=form(made.key))
+
+    assert (answer.status_code, answer.json()["error"]) == (503, "temporarily_unavailable")
+    assert answer.headers["retry-after"]
+
+
+def test_after_a_rotation_at_once_the_old_one_can_be_withdrawn(hand: Hand) -> None:
+    """The order that the refusal tells: rotate --now, then withdraw."""
+    old = hand.signs(NOON)
+    new = hand.rotate(NOON + 1, at_once=True)
+
+    assert hand.withdraw(old, NOON + 2) is True
+    assert hand.signs(NOON + 2) == new
+
+
+def test_withdrawing_twice_is_withdrawing_once(hand: Hand) -> None:
+    """The second time says so, and leaves no second row."""
+    waiting = hand.rotate(NOON)
+
+    assert hand.withdraw(waiting, NOON + 1) is True
+    assert hand.withdraw(waiting, NOON + 2) is False
+
+    assert len(hand.log_of(waiting)) == 2
+
+
+def test_an_unknown_signing_key_is_told(hand: Hand) -> None:
+    """It has an exit code of its own."""
+    with pytest.raises(signing.UnknownSigningKey):
+        hand.withdraw("no-such-kid", NOON)
+
+
+def test_each_operation_is_one_row_of_the_change_log(hand: Hand) -> None:
+    """Who did it stands there; a withdrawal narrows, a rotation does not."""
+    before = hand.store.head()
+    kid = hand.rotate(NOON)
+    hand.withdraw(kid, NOON + 1)
+
+    assert hand.store.head() == before + 2
+    assert hand.log_of(kid) == [
+        ("signing_key.created", False, TESTER.id),
+        ("signing_key.withdrawn", True, TESTER.id),
+    ]
+
+
+def test_after_every_operation_the_key_set_is_whole(hand: Hand) -> None:
+    """K22: public members only, each `kid` once, `alg` and `use` set."""
+    old = hand.signs(NOON)
+    waiting: list[str] = []
+    operations: list[tuple[int, Callable[[int], object]]] = [
+        (NOON, lambda now: waiting.append(hand.rotate(now))),
+        (NOON + 1, lambda now: hand.withdraw(waiting.pop(), now)),
+        (NOON + 2, lambda now: hand.rotate(now, at_once=True)),
+        (NOON + 3, lambda now: hand.withdraw(old, now)),
+        (NOON + 4, lambda now: hand.rotate(now, algorithm="RS256")),
+    ]
+    for now, operation in operations:
+        operation(now)
+
+        keys = hand.ring().key_set(now)["keys"]
+        kids = [key["kid"] for key in keys]
+
+        assert len(kids) == len(set(kids))
+        assert all(set(key) == PUBLIC_MEMBERS[key["alg"]] for key in keys)
+        assert {hand.signs(now), hand.signs(now, "RS256")} <= set(kids)
+
+
+def test_after_a_change_of_algorithm_the_old_signing_key_stays_published(
+    deployment: Deployment, http: TestClient
+) -> None:
+    """K19: tokens that are out there verify until they expire."""
+    made = deployment.api_key()
+    before = http.post("/oauth/token", data=form(made.key)).json()["access_token"]
+    changed = replace(
+        deployment,
+        service=Service(
+            deployment.settings.model_copy(update={"algorithm": "RS256"}),
+            deployment.store,
+            deployment.clock,
+        ),
+    )
+
+    with a_client(changed) as other:
+        after = other.post("/oauth/token", data=form(made.key)).json()["access_token"]
+        kids = {key["kid"] for key in other.get("/.well-known/jwks.json").json()["keys"]}
+
+    headers = [jwt.get_unverified_header(token) for token in (before, after)]
+    assert [header["alg"] for header in headers] == ["ES256", "RS256"]
+    assert {header["kid"] for header in headers} <= kids
+
+
+# --- the keeper
+
+
+def test_the_keeper_follows_the_change_log(deployment: Deployment, hand: Hand) -> None:
+    """A rotation on another node is seen with the next position of the log."""
+    keeper = RingKeeper(deployment.store, SealingKeys({hand.sealing_key.id: hand.sealing_key}))
+    before = keeper.at(deployment.store.head())
+
+    kid = hand.rotate(NOON)
+
+    assert before.get(kid) is None
+    assert keeper.at(deployment.store.head()).get(kid) is not None
+    assert keeper.last_known.get(kid) is not None
+
+
+def test_an_unmoved_log_costs_no_reading(deployment: Deployment, hand: Hand) -> None:
+    """The token path asks for the ring every time."""
+    keeper = RingKeeper(deployment.store, SealingKeys({hand.sealing_key.id: hand.sealing_key}))
+    head = deployment.store.head()
+
+    assert keeper.at(head) is keeper.at(head)
+
+
+def test_while_the_database_is_away_the_last_ring_is_known(
+    deployment: Deployment, hand: Hand, tmp_path: Path
+) -> None:
+    """The key set is served from memory: verification goes on through an outage."""
+    keeper = RingKeeper(deployment.store, SealingKeys({hand.sealing_key.id: hand.sealing_key}))
+    ring = keeper.at(deployment.store.head())
+    deployment.store.close()
+    (tmp_path / "coatcheck.db").rename(tmp_path / "away.db")
+
+    with pytest.raises(StoreUnavailable):
+        keeper.at(10_000)
+
+    assert keeper.last_known is ring

@@ -176,6 +176,11 @@ class UnknownRestriction(VerifierError):
     text = "The access token names a restriction that this verifier does not know: update it."
 
 
+class TokenRevoked(VerifierError):
+    code = "token_revoked"
+    text = "The access token was revoked, or its API key was: request a new one."
+
+
 class ApiKeyMalformed(VerifierError):
     code = "api_key_malformed"
     text = "The API key is mistyped or cut short: its checksum does not fit."
@@ -213,6 +218,14 @@ class IssuerUnavailable(VerifierError):
         self.retry_after_s = retry_after_s
 
 
+class StaleFeed(VerifierError):
+    code = "stale_feed"
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    error = None
+    text = "The issuer has not been heard of for too long to know which tokens are revoked."
+    retry_after_s = 5
+
+
 #: By code, for the restrictions, which know nothing of these classes.
 ERRORS: Final[dict[str, type[VerifierError]]] = {
     error.code: error
@@ -230,9 +243,11 @@ ERRORS: Final[dict[str, type[VerifierError]]] = {
         BadAlgorithm,
         WrongType,
         UnknownRestriction,
+        TokenRevoked,
         ApiKeyMalformed,
         TokensOnly,
         InsufficientScope,
         IssuerUnavailable,
+        StaleFeed,
     )
 }

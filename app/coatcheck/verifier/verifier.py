@@ -13,18 +13,27 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Self
 from urllib.parse import urlsplit
 
-from coatcheck.durations import LEEWAY, LEEWAY_MAX
+from coatcheck.durations import FEED_WAIT_MAX, FIRST_LOAD_TIMEOUT, LEEWAY, LEEWAY_MAX
+from coatcheck.feed_profile import MAX_FEED_BYTES
 from coatcheck.restrictions import Situation
 from coatcheck.scope import MalformedScope, Scopes
 from coatcheck.token_profile import ALGORITHMS, TYPES, is_audience
-from coatcheck.verifier import check, http, keyset
-from coatcheck.verifier.errors import InsufficientScope, Protection, TokenExpired, VerifierError
+from coatcheck.verifier import changes, check, http, keyset
+from coatcheck.verifier.errors import (
+    InsufficientScope,
+    Protection,
+    StaleFeed,
+    TokenExpired,
+    TokenRevoked,
+    VerifierError,
+)
 from coatcheck.verifier.memo import Memo, Remembered
 from coatcheck.verifier.presented import Headers, access_token
 from coatcheck.verifier.principal import Principal
@@ -34,6 +43,7 @@ REMEMBERED_TOKENS: Final = 10_000
 
 _WELL_KNOWN_RESOURCE: Final = "/.well-known/oauth-protected-resource"
 _WELL_KNOWN_KEY_SET: Final = "/.well-known/jwks.json"
+_WELL_KNOWN_COATCHECK: Final = "/.well-known/coatcheck"
 
 
 class Verifier:
@@ -47,7 +57,10 @@ class Verifier:
         audience: the name of this resource server, or several; the first is told to callers.
         environment: refuse credentials of any other environment; None: do not look.
         jwks_url: where the key set is; default: below the issuer.
-        feed: None: no revocation feed is followed, and a token lives until it expires.
+        feed: "auto": follow the issuer's revocation feed, so that a revoked token is refused
+            within a second; None: follow none, and a token lives until it expires.
+        on_stale_feed: what to do when the issuer has not been heard of for 40 seconds: "accept"
+            tokens until they expire, or "refuse" them with 503.
         leeway: seconds by which the clocks may differ, at most 60.
         token_types: accepted `typ` values.  `JWT` is for an audience that the issuer serves with
             plain JWTs; it makes every other JWT of this issuer and audience a token too.
@@ -71,7 +84,8 @@ class Verifier:
         *,
         environment: str | None = None,
         jwks_url: str | None = None,
-        feed: None = None,
+        feed: Literal["auto"] | None = "auto",
+        on_stale_feed: Literal["accept", "refuse"] = "accept",
         leeway: float = LEEWAY,
         token_types: Collection[str] = ("at+jwt",),
         algorithms: Collection[str] = ALGORITHMS,
@@ -82,8 +96,8 @@ class Verifier:
         monotonic: Callable[[], float] = time.monotonic,
         fetch: Callable[[str], bytes] | None = None,
     ) -> None:
-        if feed is not None:
-            raise ValueError("feed: this version follows none; leave it out")
+        if feed not in ("auto", None) or on_stale_feed not in ("accept", "refuse"):
+            raise ValueError("feed: auto or None; on_stale_feed: accept or refuse")
         if not 0 <= leeway <= LEEWAY_MAX:
             raise ValueError(f"leeway: from 0 to {LEEWAY_MAX} seconds; set the clock instead")
         issuer = _setting(issuer, "issuer", "COATCHECK_ISSUER")
@@ -102,14 +116,19 @@ class Verifier:
         self._clock = clock
         self._memo = Memo(REMEMBERED_TOKENS)
         jwks_url = jwks_url or os.environ.get("COATCHECK_JWKS_URL")
-        self._key_set = keyset.KeySet(
-            _fetching(
-                jwks_url or issuer.rstrip("/") + _WELL_KNOWN_KEY_SET,
-                fetch,
-                unsafe_plain_http=unsafe_plain_http,
-                trust_env=trust_env,
-            ),
-            monotonic=monotonic,
+        base = issuer.rstrip("/")
+        key_set_url = jwks_url or base + _WELL_KNOWN_KEY_SET
+        if fetch is None:
+            _require_safe(key_set_url, unsafe_plain_http=unsafe_plain_http)
+            fetch = partial(_fetch, unsafe_plain_http=unsafe_plain_http, trust_env=trust_env)
+        self._key_set = keyset.KeySet(partial(fetch, key_set_url), monotonic=monotonic)
+        self._refuses_stale = on_stale_feed == "refuse"
+        self._changes = (
+            None
+            if feed is None
+            else changes.Changes(
+                issuer, base + _WELL_KNOWN_COATCHECK, fetch, clock=clock, monotonic=monotonic
+            )
         )
 
     def authenticate(
@@ -194,6 +213,7 @@ class Verifier:
                 "kids": list(of_set.kids),
                 "last_error": of_set.last_error,
             },
+            "feed": None if self._changes is None else asdict(self._changes.status()),
             "remembered_tokens": len(self._memo),
         }
 
@@ -209,8 +229,10 @@ class Verifier:
         }
 
     def close(self) -> None:
-        """End the background thread.  Also happens when the verifier is let go."""
+        """End the background threads.  Also happens when the verifier is let go."""
         self._key_set.close()
+        if self._changes is not None:
+            self._changes.close()
 
     def __enter__(self) -> Self:
         return self
@@ -236,29 +258,39 @@ class Verifier:
     def _verify(self, token: str, situation: Situation) -> Principal:
         text = check.form(token)
         digest = sha256(text).digest()
-        principal = self._remembered(digest, situation)
+        known = None
+        if self._changes is not None:
+            known = self._changes.known() or self._changes.wait_for_first()
+        principal = self._remembered(digest, situation, known)
         if principal is None:
             unverified = check.read(text, self._expected)
             signing_key = self._key_set.look_up(unverified.header.kid)
             if signing_key is None:
                 signing_key = self._key_set.wait_for(unverified.header.kid)
-            principal = self._accept(digest, unverified, signing_key, situation)
+            principal = self._accept(digest, unverified, signing_key, situation, known)
         return principal
 
     async def _verify_async(self, token: str, situation: Situation) -> Principal:
         text = check.form(token)
         digest = sha256(text).digest()
-        principal = self._remembered(digest, situation)
+        known = None
+        if self._changes is not None:
+            known = self._changes.known()
+            if known is None:
+                known = await asyncio.to_thread(self._changes.wait_for_first)
+        principal = self._remembered(digest, situation, known)
         if principal is None:
             unverified = check.read(text, self._expected)
             signing_key = self._key_set.look_up(unverified.header.kid)
             if signing_key is None:
                 wait_for = self._key_set.wait_for
                 signing_key = await asyncio.to_thread(wait_for, unverified.header.kid)
-            principal = self._accept(digest, unverified, signing_key, situation)
+            principal = self._accept(digest, unverified, signing_key, situation, known)
         return principal
 
-    def _remembered(self, digest: bytes, situation: Situation) -> Principal | None:
+    def _remembered(
+        self, digest: bytes, situation: Situation, known: changes.Known | None
+    ) -> Principal | None:
         """The caller, if this very token was verified before and everything else still holds."""
         remembered = self._memo.get(digest)
         if remembered is None:
@@ -270,7 +302,8 @@ class Verifier:
             return None
         try:
             check.check_use(signed, self._expected, self._clock(), situation)
-        except TokenExpired:
+            self._check_vouched(remembered.vouched, known)
+        except (TokenExpired, TokenRevoked):
             self._memo.drop(digest)
             raise
         return remembered.principal
@@ -281,12 +314,23 @@ class Verifier:
         unverified: check.Unverified,
         signing_key: check.SigningKey,
         situation: Situation,
+        known: changes.Known | None,
     ) -> Principal:
         signed = check.check_signed(unverified, signing_key)
         audience = check.check_use(signed, self._expected, self._clock(), situation)
+        vouched = None if known is None else changes.Vouched.of(signing_key.kid, signed.claims)
+        self._check_vouched(vouched, known)
         principal = self._principal(signed, audience)
-        self._memo.put(digest, Remembered(signed, principal))
+        self._memo.put(digest, Remembered(signed, principal, vouched))
         return principal
+
+    def _check_vouched(self, vouched: changes.Vouched | None, known: changes.Known | None) -> None:
+        """Steps 14 and 15, where a feed is followed."""
+        if known is None or vouched is None or self._changes is None:
+            return
+        if self._refuses_stale and self._changes.is_stale(known):
+            raise StaleFeed
+        changes.check_vouched(vouched, known)
 
     def _principal(self, signed: check.SignedClaims, audience: str) -> Principal:
         claims = signed.claims
@@ -359,20 +403,21 @@ def _realm(given: str | None, default: str) -> str:
     return realm
 
 
-def _fetching(
-    url: str,
-    fetch: Callable[[str], bytes] | None,
-    *,
-    unsafe_plain_http: bool,
-    trust_env: bool,
-) -> Callable[[], bytes]:
-    if fetch is not None:
-        return partial(fetch, url)
+def _require_safe(url: str, *, unsafe_plain_http: bool) -> None:
     try:
-        safe_url = http.require_safe(url, unsafe_plain_http=unsafe_plain_http)
+        http.require_safe(url, unsafe_plain_http=unsafe_plain_http)
     except ValueError as error:
         raise ValueError(f"jwks_url (or issuer): {error}") from None
-    return partial(http.fetch, safe_url, max_bytes=keyset.MAX_BYTES, trust_env=trust_env)
+
+
+def _fetch(url: str, *, unsafe_plain_http: bool, trust_env: bool) -> bytes:
+    """One GET, bounded for the largest document and the longest poll that there is."""
+    return http.fetch(
+        http.require_safe(url, unsafe_plain_http=unsafe_plain_http),
+        max_bytes=MAX_FEED_BYTES,
+        timeout_s=FEED_WAIT_MAX + FIRST_LOAD_TIMEOUT,
+        trust_env=trust_env,
+    )
 
 
 def _resource_metadata_url(audience: str) -> str | None:

@@ -336,6 +336,7 @@ def _created(view: ApiKeyView, actor: Actor, now: int) -> Change:
         actor,
         now,
         view.organization_id,
+        wider=view.organization_id,
         detail={"name": view.name, "scopes": " ".join(view.scopes)},
         # Said twice, a creation is still one; and in order, which a database indexes cheaply.
         change_id=f"{What.API_KEY_CREATED.text}:{view.id}",
@@ -343,7 +344,8 @@ def _created(view: ApiKeyView, actor: Actor, now: int) -> Change:
 
 
 def _change(what: What, row: ApiKey, actor: Actor, now: int, **detail: object) -> Change:
-    return Change(what, row.id, actor, now, row.organization_id, detail=detail)
+    organization_id = row.organization_id
+    return Change(what, row.id, actor, now, organization_id, wider=organization_id, detail=detail)
 
 
 def _existing(tx: Transaction, api_key_id: str) -> ApiKey:

@@ -104,6 +104,8 @@ class SigningKey(SQLModel, table=True):
 
     kid: str = Field(primary_key=True)
     """RFC 7638 thumbprint of the public half."""
+    purpose: str
+    """What it signs: `token` or `feed`."""
     algorithm: str
     public_jwk: str
     sealed_private: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
@@ -119,7 +121,11 @@ class ChangeRow(SQLModel, table=True):
     """One row of the change log.  Rows are only ever added."""
 
     __tablename__ = "changes"
-    __table_args__ = (Index(None, "subject", "seq"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        Index(None, "subject", "seq"),
+        Index(None, "narrows", "seq"),
+        {"sqlite_autoincrement": True},
+    )
 
     seq: int | None = Field(
         default=None, sa_column=Column(_Integer64, primary_key=True, autoincrement=True)
@@ -128,6 +134,7 @@ class ChangeRow(SQLModel, table=True):
     at: int = Field(sa_type=BigInteger)
     what: str
     subject: str
+    wider: str
     narrows: bool
     organization_id: str | None = None
     actor: str

@@ -60,6 +60,7 @@ class Transaction:
                     "at": change.at,
                     "what": change.what.text,
                     "subject": change.subject,
+                    "wider": change.wider,
                     "narrows": change.what.narrows,
                     "organization_id": change.organization_id,
                     "actor": change.actor.id,

@@ -10,13 +10,20 @@ same as middleware.
 """
 
 from coatcheck.verifier.errors import (
+    ApiKeyDisabled,
+    ApiKeyExpired,
     ApiKeyMalformed,
+    ApiKeyRevoked,
+    ApiKeyUnknown,
     BadAlgorithm,
     BadSignature,
+    ConnectorOnlyInQuery,
     InsufficientScope,
     IssuerUnavailable,
     MissingCredentials,
     MultipleCredentials,
+    OrgSuspended,
+    RateLimited,
     StaleFeed,
     TokenExpired,
     TokenFromFuture,
@@ -36,14 +43,21 @@ from coatcheck.verifier.principal import Principal
 from coatcheck.verifier.verifier import Verifier
 
 __all__ = [
+    "ApiKeyDisabled",
+    "ApiKeyExpired",
     "ApiKeyMalformed",
+    "ApiKeyRevoked",
+    "ApiKeyUnknown",
     "BadAlgorithm",
     "BadSignature",
+    "ConnectorOnlyInQuery",
     "InsufficientScope",
     "IssuerUnavailable",
     "MissingCredentials",
     "MultipleCredentials",
+    "OrgSuspended",
     "Principal",
+    "RateLimited",
     "StaleFeed",
     "TokenExpired",
     "TokenFromFuture",

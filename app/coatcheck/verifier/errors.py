@@ -62,7 +62,7 @@ class VerifierError(Exception):
     @property
     def challenge(self) -> str | None:
         """The value of WWW-Authenticate; None when other credentials would not help either."""
-        if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        if self.status >= HTTPStatus.TOO_MANY_REQUESTS:
             return None
         parameters = {
             "realm": self.protection.realm,
@@ -186,6 +186,39 @@ class ApiKeyMalformed(VerifierError):
     text = "The API key is mistyped or cut short: its checksum does not fit."
 
 
+class ApiKeyUnknown(VerifierError):
+    code = "api_key_unknown"
+    text = "There is no such API key: check that the whole key was copied."
+
+
+class ApiKeyRevoked(VerifierError):
+    code = "api_key_revoked"
+    text = "The API key was revoked and will not work again: ask its owner for a new one."
+
+
+class ApiKeyExpired(VerifierError):
+    code = "api_key_expired"
+    text = "The API key has expired: ask its owner for a new one."
+
+
+class ApiKeyDisabled(VerifierError):
+    code = "api_key_disabled"
+    text = "The API key is disabled: its owner can enable it again."
+
+
+class OrgSuspended(VerifierError):
+    code = "org_suspended"
+    text = "The organization of the API key is suspended: contact the provider of the API."
+
+
+class ConnectorOnlyInQuery(VerifierError):
+    code = "connector_only_in_query"
+    text = (
+        "Only a connector key may stand in a URL, where logs keep it: send this API key in a"
+        " header, and rotate it."
+    )
+
+
 class TokensOnly(VerifierError):
     code = "tokens_only"
     text = (
@@ -212,6 +245,17 @@ class IssuerUnavailable(VerifierError):
     status = HTTPStatus.SERVICE_UNAVAILABLE
     error = None
     text = "The key set of the issuer cannot be loaded at the moment: try again."
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__()
+        self.retry_after_s = retry_after_s
+
+
+class RateLimited(VerifierError):
+    code = "rate_limited"
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    error = None
+    text = "Too many wrong API keys from this address: check which key is configured."
 
     def __init__(self, retry_after_s: int) -> None:
         super().__init__()
@@ -245,8 +289,15 @@ ERRORS: Final[dict[str, type[VerifierError]]] = {
         UnknownRestriction,
         TokenRevoked,
         ApiKeyMalformed,
+        ApiKeyUnknown,
+        ApiKeyRevoked,
+        ApiKeyExpired,
+        ApiKeyDisabled,
+        OrgSuspended,
+        ConnectorOnlyInQuery,
         TokensOnly,
         InsufficientScope,
+        RateLimited,
         IssuerUnavailable,
         StaleFeed,
     )

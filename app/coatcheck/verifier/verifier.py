@@ -13,33 +13,43 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from hashlib import sha256
 from types import TracebackType
 from typing import Final, Literal, Self
 from urllib.parse import urlsplit
 
+from coatcheck import apikey
 from coatcheck.durations import FEED_WAIT_MAX, FIRST_LOAD_TIMEOUT, LEEWAY, LEEWAY_MAX
 from coatcheck.feed_profile import MAX_FEED_BYTES
 from coatcheck.restrictions import Situation
 from coatcheck.scope import MalformedScope, Scopes
 from coatcheck.token_profile import ALGORITHMS, TYPES, is_audience
-from coatcheck.verifier import changes, check, http, keyset
+from coatcheck.verifier import changes, check, exchange, http, keyset
 from coatcheck.verifier.errors import (
+    ApiKeyUnknown,
     InsufficientScope,
+    IssuerUnavailable,
     Protection,
     StaleFeed,
     TokenExpired,
     TokenRevoked,
+    TokensOnly,
+    UnknownSigningKey,
     VerifierError,
 )
 from coatcheck.verifier.memo import Memo, Remembered
-from coatcheck.verifier.presented import Headers, access_token
+from coatcheck.verifier.presented import Headers, Presented, presented
 from coatcheck.verifier.principal import Principal
 
 #: About 3 KB each.
 REMEMBERED_TOKENS: Final = 10_000
+
+#: Seconds that a request waits for the exchange of its API key.
+_LONGEST_EXCHANGE: Final = 2 * FIRST_LOAD_TIMEOUT
+#: Why a kept token is exchanged anew instead of being refused.
+_ENDED: Final = (TokenRevoked, TokenExpired, UnknownSigningKey)
 
 _WELL_KNOWN_RESOURCE: Final = "/.well-known/oauth-protected-resource"
 _WELL_KNOWN_KEY_SET: Final = "/.well-known/jwks.json"
@@ -50,13 +60,19 @@ class Verifier:
     """Tells who is calling.  One per process and audience; for threads, event loops and forks.
 
     A setting that is left out comes from the environment: COATCHECK_ISSUER, COATCHECK_AUDIENCE,
-    COATCHECK_ENVIRONMENT, COATCHECK_JWKS_URL.
+    COATCHECK_ENVIRONMENT, COATCHECK_JWKS_URL, COATCHECK_SERVICE_KEY.
 
     Args:
         issuer: the issuer's URL, exactly as its tokens name it.
         audience: the name of this resource server, or several; the first is told to callers.
         environment: refuse credentials of any other environment; None: do not look.
         jwks_url: where the key set is; default: below the issuer.
+        service_key: this resource server's own API key, with the scope coatcheck:resource-server
+            and for this audience: raw API keys are then taken like tokens.  Without it, and
+            without check_api_key, they are refused.
+        check_api_key: for the first days of a migration: your own look-up of a raw API key in
+            place of the issuer's.  Returns a Principal, or None for an unknown key; any other
+            exception than VerifierError is answered with 503.
         feed: "auto": follow the issuer's revocation feed, so that a revoked token is refused
             within a second; None: follow none, and a token lives until it expires.
         on_stale_feed: what to do when the issuer has not been heard of for 40 seconds: "accept"
@@ -84,6 +100,8 @@ class Verifier:
         *,
         environment: str | None = None,
         jwks_url: str | None = None,
+        service_key: str | None = None,
+        check_api_key: Callable[[str], Principal | None] | None = None,
         feed: Literal["auto"] | None = "auto",
         on_stale_feed: Literal["accept", "refuse"] = "accept",
         leeway: float = LEEWAY,
@@ -122,6 +140,22 @@ class Verifier:
             _require_safe(key_set_url, unsafe_plain_http=unsafe_plain_http)
             fetch = partial(_fetch, unsafe_plain_http=unsafe_plain_http, trust_env=trust_env)
         self._key_set = keyset.KeySet(partial(fetch, key_set_url), monotonic=monotonic)
+        service_key = service_key or os.environ.get("COATCHECK_SERVICE_KEY")
+        if service_key and check_api_key:
+            raise ValueError("service_key, check_api_key: one of them, not both")
+        self._check_api_key = check_api_key
+        self._exchange = (
+            exchange.Exchange(
+                f"{base}/oauth/token",
+                f"{base}/token-types/api-key",
+                audiences[0],
+                service_key,
+                monotonic=monotonic,
+                trust_env=trust_env,
+            )
+            if service_key
+            else None
+        )
         self._refuses_stale = on_stale_feed == "refuse"
         self._changes = (
             None
@@ -155,7 +189,7 @@ class Verifier:
         needed = _needed(scopes)
         situation = self._situation(client_address)
         try:
-            principal = self._verify(access_token(headers, query), situation)
+            principal = self._identify(presented(headers, query), situation)
             return _require(principal, needed)
         except VerifierError as error:
             error.protection = self._protection
@@ -173,7 +207,7 @@ class Verifier:
         needed = _needed(scopes)
         situation = self._situation(client_address)
         try:
-            principal = await self._verify_async(access_token(headers, query), situation)
+            principal = await self._identify_async(presented(headers, query), situation)
             return _require(principal, needed)
         except VerifierError as error:
             error.protection = self._protection
@@ -233,6 +267,8 @@ class Verifier:
         self._key_set.close()
         if self._changes is not None:
             self._changes.close()
+        if self._exchange is not None:
+            self._exchange.close()
 
     def __enter__(self) -> Self:
         return self
@@ -254,6 +290,50 @@ class Verifier:
         if client_address is None:
             return self._anywhere
         return Situation(self._anywhere.environment, client_address)
+
+    def _identify(self, sent: Presented, situation: Situation) -> Principal:
+        if not sent.is_api_key:
+            return self._verify(sent.text, situation)
+        if self._check_api_key is not None:
+            return _vouched_for(self._check_api_key, sent.text)
+        if self._exchange is None:
+            raise TokensOnly
+        digest = apikey.digest(sent.text)
+        kept = self._exchange.remembered(digest, sent.place)
+        if kept is not None:
+            try:
+                return _by_api_key(self._verify(kept.require_token(), situation))
+            except _ENDED:
+                self._exchange.forget(digest, sent.place)
+        under_way = self._exchange.begin(digest, sent.place, sent.text, situation.client_address)
+        try:
+            exchanged = under_way.result(timeout=_LONGEST_EXCHANGE)
+        except TimeoutError:
+            raise IssuerUnavailable(1) from None
+        return _by_api_key(self._verify(exchanged.require_token(), situation))
+
+    async def _identify_async(self, sent: Presented, situation: Situation) -> Principal:
+        if not sent.is_api_key:
+            return await self._verify_async(sent.text, situation)
+        if self._check_api_key is not None:
+            return await asyncio.to_thread(_vouched_for, self._check_api_key, sent.text)
+        if self._exchange is None:
+            raise TokensOnly
+        digest = apikey.digest(sent.text)
+        kept = self._exchange.remembered(digest, sent.place)
+        if kept is not None:
+            try:
+                return _by_api_key(await self._verify_async(kept.require_token(), situation))
+            except _ENDED:
+                self._exchange.forget(digest, sent.place)
+        under_way = self._exchange.begin(digest, sent.place, sent.text, situation.client_address)
+        try:
+            async with asyncio.timeout(_LONGEST_EXCHANGE):
+                # Shielded: one request that is given up must not end the exchange of all others.
+                exchanged = await asyncio.shield(asyncio.wrap_future(under_way))
+        except TimeoutError:
+            raise IssuerUnavailable(1) from None
+        return _by_api_key(await self._verify_async(exchanged.require_token(), situation))
 
     def _verify(self, token: str, situation: Situation) -> Principal:
         text = check.form(token)
@@ -348,6 +428,24 @@ class Verifier:
             claims=claims,
             protection=self._protection,
         )
+
+
+def _by_api_key(principal: Principal) -> Principal:
+    return replace(principal, method="api_key")
+
+
+def _vouched_for(check_api_key: Callable[[str], Principal | None], key: str) -> Principal:
+    """What the host's own look-up says of a raw API key."""
+    try:
+        principal = check_api_key(key)
+    except VerifierError:
+        raise
+    except Exception:
+        # Our own trouble is never an answer about the key.  The text may hold the key.
+        raise IssuerUnavailable(1) from None
+    if principal is None:
+        raise ApiKeyUnknown
+    return _by_api_key(principal)
 
 
 def _needed(scopes: str | Iterable[str]) -> Scopes:

@@ -72,6 +72,7 @@ class ApiKeyView:
     revoked_at: int | None
     last_used_at: int | None
     tokens_issued: int
+    raw_key_uses: int
     secrets: tuple[tuple[str, int | None], ...]
     """Mask and end of each secret that still works; the current one has no end."""
 
@@ -93,6 +94,7 @@ class ApiKeyView:
             "revokedAt": forms.rfc3339(self.revoked_at),
             "lastUsedAt": forms.rfc3339(self.last_used_at),
             "tokensIssued": self.tokens_issued,
+            "rawKeyUses": self.raw_key_uses,
             "secrets": [
                 {"mask": mask, "expiresAt": forms.rfc3339(end)} for mask, end in self.secrets
             ],
@@ -297,6 +299,7 @@ def _prepared(template: _Template, prefix: str, actor: Actor, now: int) -> Prepa
         revoked_at=None,
         last_used_at=None,
         tokens_issued=0,
+        raw_key_uses=0,
         secrets=((mask, None),),
     )
     return Prepared(
@@ -391,6 +394,7 @@ def _view(
         revoked_at=row.revoked_at,
         last_used_at=usage.last_used_at if usage else None,
         tokens_issued=usage.tokens_issued if usage else 0,
+        raw_key_uses=usage.raw_key_uses if usage else 0,
         secrets=working,
     )
 

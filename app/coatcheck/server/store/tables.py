@@ -94,6 +94,8 @@ class ApiKeyUsage(SQLModel, table=True):
 
     api_key_id: str = Field(foreign_key="api_keys.id", primary_key=True)
     tokens_issued: int = Field(sa_type=BigInteger)
+    raw_key_uses: int = Field(sa_type=BigInteger)
+    """Those of them that a resource server got because a caller sent it the key itself."""
     last_used_at: int = Field(sa_type=BigInteger)
 
 

@@ -1,4 +1,4 @@
-"""The revocation feed: what a narrowing's wider subject is, and what a signing key signs."""
+"""Revocation feed and raw keys: wider subjects, what a signing key signs, raw-key uses."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -17,3 +17,7 @@ def upgrade() -> None:
     with op.batch_alter_table("signing_keys") as batch:
         batch.add_column(sa.Column("purpose", sa.String(), nullable=False, server_default="token"))
     op.create_index(op.f("ix_changes_narrows_seq"), "changes", ["narrows", "seq"])
+    with op.batch_alter_table("api_key_usage") as batch:
+        batch.add_column(
+            sa.Column("raw_key_uses", sa.BigInteger(), nullable=False, server_default="0")
+        )

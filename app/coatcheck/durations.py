@@ -33,6 +33,24 @@ PUBLISH_AHEAD: Final = 24 * 3600
 PUBLISH_AFTER: Final = 2 * TOKEN_LIFETIME
 """How long a signing key stays in the key set after its successor started."""
 
+FEED_WINDOW: Final = 2 * TOKEN_LIFETIME
+"""How long a narrowing stays in the revocation feed, and an entry in a verifier."""
+
+FEED_FRESH: Final = 20
+"""How old the signature of a feed may be when it is handed out."""
+
+FEED_STALE: Final = 2 * FEED_FRESH
+"""How old the last signed feed may be before a verifier calls its own knowledge stale."""
+
+FEED_WAIT_MAX: Final = 25
+"""How long a long poll of the feed waits for news."""
+
+FEED_POLL: Final = 0.1
+"""How often a node looks at the head of the change log for its followers."""
+
+FEED_WAKE_MIN: Final = 0.25
+"""Least time between two wakes of all followers of one node."""
+
 FIRST_LOAD_TIMEOUT: Final = 5
 """How long the first call of a verifier waits for the key set before it answers 503."""
 
@@ -50,5 +68,8 @@ BUSY_TIMEOUT: Final = 2
 assert PUBLISH_AFTER >= TOKEN_LIFETIME + LEEWAY_MAX  # noqa: S101
 # A cache filled just before a signing key was published must be refilled before that key signs.
 assert PUBLISH_AHEAD >= 2 * JWKS_MAX_AGE  # noqa: S101
+# An entry must outlive every token that it could concern, on a clock that is late.
+assert FEED_WINDOW >= TOKEN_LIFETIME + LEEWAY_MAX  # noqa: S101
+assert FEED_FRESH < FEED_WAIT_MAX < FEED_STALE  # noqa: S101
 assert JWKS_COOLDOWN <= JWKS_MAX_AGE  # noqa: S101
 assert LEEWAY <= LEEWAY_MAX < TOKEN_LIFETIME  # noqa: S101

@@ -29,6 +29,8 @@ class Reason(Enum):
     INVALID_TARGET = "invalid_target"
     SEVERAL_TARGETS = "several_targets"
     WRONG_ENVIRONMENT = "wrong_environment"
+    NOT_A_CALLER = "not_a_caller"
+    NOT_IN_QUERY = "not_in_query"
 
 
 class Refusal(Exception):

@@ -7,10 +7,14 @@ pages are ordinary Starlette.
 import asyncio
 import logging
 import os
+import signal
+import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from types import FrameType
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -23,12 +27,14 @@ from coatcheck.durations import USAGE_FLUSH
 from coatcheck.server import catalog as catalogs
 from coatcheck.server import pages, sealing, setup
 from coatcheck.server.catalog import Catalog
+from coatcheck.server.feed import Feed
 from coatcheck.server.issue.exchange import Issuer
 from coatcheck.server.issue.inspect import OwnTokens
 from coatcheck.server.oauth import metadata
 from coatcheck.server.oauth.bridge import Bridge
 from coatcheck.server.oauth.endpoint import Desk, FormEndpoint, TokenEndpoint
 from coatcheck.server.oauth.introspect import Introspection, IntrospectionEndpoint
+from coatcheck.server.oauth.revocations import RevocationsEndpoint
 from coatcheck.server.oauth.revoke import Revocation, RevocationEndpoint
 from coatcheck.server.oauth.wire import Receive, Scope, Send, json_reply
 from coatcheck.server.settings import Settings
@@ -83,11 +89,13 @@ class Service:
             trusted_proxies=settings.trusted_proxies,
         )
         own_tokens = OwnTokens(settings.issuer, tuple(self._catalog.audiences), self._ring)
+        self._feed = Feed(settings.issuer, store, self._ring, clock)
         base = urlsplit(settings.issuer).path
-        self.forms: Mapping[str, FormEndpoint] = {
+        self.forms: Mapping[str, FormEndpoint | RevocationsEndpoint] = {
             f"{base}/oauth/token": TokenEndpoint(desk),
             f"{base}/oauth/introspect": IntrospectionEndpoint(desk, own_tokens),
             f"{base}/oauth/revoke": RevocationEndpoint(desk, own_tokens),
+            f"{base}/oauth/revocations": RevocationsEndpoint(self._feed),
         }
         self.pages = self._starlette(settings, base, bridge)
 
@@ -143,6 +151,9 @@ class Service:
         well_known: dict[str, Callable[[Request], object]] = dict.fromkeys(
             metadata.DOCUMENTS, metadata.MetadataEndpoint(document).__call__
         )
+        well_known[metadata.COATCHECK] = metadata.CoatcheckEndpoint(
+            settings.issuer, self._feed.url, self._ring, self._store, self._clock
+        ).__call__
         key_set = metadata.KeySetEndpoint(self._ring, self._store, self._clock)
         well_known[metadata.KEY_SET] = key_set.__call__
         for name, endpoint in well_known.items():
@@ -168,11 +179,16 @@ class Service:
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        flushing = asyncio.create_task(self._flush_usage())
+        _on_signals(self._feed.stop)
+        tasks = [
+            asyncio.create_task(self._flush_usage()),
+            asyncio.create_task(self._feed.follow()),
+        ]
         try:
             yield
         finally:
-            flushing.cancel()
+            for task in tasks:
+                task.cancel()
             await asyncio.to_thread(self._usage.flush)
             self._store.close()
 
@@ -180,6 +196,30 @@ class Service:
         while True:
             await asyncio.sleep(USAGE_FLUSH)
             await asyncio.to_thread(self._usage.flush)
+
+
+def _on_signals(stop: Callable[[], None]) -> None:
+    """Call `stop` when the process is told to end, before the server's own handler.
+
+    The server waits for its answers, and a long poll's may be half a minute away.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        handler = signal.getsignal(number)
+        if callable(handler):
+            signal.signal(number, _both(partial(loop.call_soon_threadsafe, stop), handler))
+
+
+def _both(
+    stop: Callable[[], object], handler: Callable[[int, FrameType | None], object]
+) -> Callable[[int, FrameType | None], None]:
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop()
+        handler(number, frame)
+
+    return handle
 
 
 def readiness(store: Store, ring: RingKeeper, catalog: Catalog, now: int) -> dict[str, str]:

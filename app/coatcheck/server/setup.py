@@ -84,8 +84,10 @@ def initialize(
     )
     admin = api_keys.prepare(catalog, new, actor, now=now, issuer=settings.issuer)
     signing_keys = [
-        signing.new_row(algorithm, sealing_key, now=now, starts_at=now, position=position)
-        for position, algorithm in enumerate(signing.GENERATE, start=1)
+        signing.new_row(
+            algorithm, sealing_key, now=now, starts_at=now, purpose=purpose, position=position
+        )
+        for position, (purpose, algorithm) in enumerate(signing.LINES, start=1)
     ]
     with store.transaction() as tx:
         if tx.deployment() is not None:

@@ -1,6 +1,7 @@
 """The ring: which signing key signs, which are published, from the clock alone.
 
-A signing key is published from its creation, signs from `starts_at` until a successor of its
+A signing key signs tokens or the revocation feed, never both, so that neither can be taken for
+the other.  It is published from its creation, signs from `starts_at` until a successor of its
 algorithm has started, and leaves the key set PUBLISH_AFTER later.  A withdrawn one neither signs
 nor is published, for ever.  Nothing is stored but the two times, so that every node agrees
 without being told.
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import jwt
 from cryptography.hazmat.primitives import serialization
@@ -25,22 +26,34 @@ from jwt.algorithms import Algorithm as JwtAlgorithm
 from jwt.utils import base64url_encode
 
 from coatcheck.durations import PUBLISH_AFTER, PUBLISH_AHEAD
+from coatcheck.feed_profile import TYPE as FEED_TYPE
 from coatcheck.server.changes import Actor, Change, What
 from coatcheck.server.sealing import BadSealingKey, SealingKey, SealingKeys
 from coatcheck.server.store import SigningKeyRecord, Store
 from coatcheck.server.store.tables import SigningKey as SigningKeyRow
-from coatcheck.token_profile import Algorithm, TokenType
+from coatcheck.token_profile import Algorithm
 
 _log = logging.getLogger(__name__)
 
 _RSA_BITS: Final = 2048
 _RSA_EXPONENT: Final = 65537
 
+Purpose = Literal["token", "feed"]
+
+#: What signs the revocation feed.  Only our own verifier reads it, so there is one choice.
+FEED_ALGORITHM: Final[Algorithm] = "ES256"
+
 #: How a private half is made; the algorithms that `rotate` knows.
 GENERATE: Final[Mapping[Algorithm, Callable[[], Any]]] = {
     "ES256": lambda: ec.generate_private_key(ec.SECP256R1()),
     "RS256": lambda: rsa.generate_private_key(_RSA_EXPONENT, _RSA_BITS),
 }
+
+#: Each has its own succession of signing keys, from the start.
+LINES: Final[tuple[tuple[Purpose, Algorithm], ...]] = (
+    *(("token", algorithm) for algorithm in GENERATE),
+    ("feed", FEED_ALGORITHM),
+)
 
 
 class NoSigner(Exception):
@@ -61,8 +74,8 @@ class Signer:
 
     kid: str
     algorithm: Algorithm
-    header_segments: Mapping[TokenType, bytes]
-    """The JOSE header, base64url-encoded, by `typ`."""
+    header_segments: Mapping[str, bytes]
+    """The JOSE header, base64url-encoded, by `typ`.  A signing key for feeds has no token's."""
     _private: Any = field(repr=False)
     _jwt_algorithm: JwtAlgorithm = field(repr=False)
 
@@ -82,6 +95,7 @@ class SigningKey:
     """
 
     kid: str
+    purpose: Purpose
     algorithm: Algorithm
     public_jwk: Mapping[str, str]
     created_at: int
@@ -115,7 +129,7 @@ class SigningKey:
 
     @cached_property
     def signer(self) -> Signer:
-        types: tuple[TokenType, ...] = ("at+jwt", "JWT")
+        types = ("at+jwt", "JWT") if self.purpose == "token" else (FEED_TYPE,)
         return Signer(
             kid=self.kid,
             algorithm=self.algorithm,
@@ -124,7 +138,7 @@ class SigningKey:
             _jwt_algorithm=jwt.get_algorithm_by_name(self.algorithm),
         )
 
-    def _header_segment(self, typ: TokenType) -> bytes:
+    def _header_segment(self, typ: str) -> bytes:
         header = {"alg": self.algorithm, "kid": self.kid, "typ": typ}
         return base64url_encode(json.dumps(header, separators=(",", ":")).encode())
 
@@ -157,6 +171,7 @@ class Ring:
             signing_keys.append(
                 SigningKey(
                     kid=record.kid,
+                    purpose=cast(Purpose, record.purpose),
                     algorithm=cast(Algorithm, record.algorithm),
                     public_jwk=json.loads(record.public_jwk),
                     created_at=record.created_at,
@@ -180,23 +195,32 @@ class Ring:
                     " COATCHECK_KEYS_DIR: put the deployment's own sealing-*.key there"
                 )
 
-    def signer(self, algorithm: Algorithm, now: int) -> Signer:
+    def signer(self, algorithm: Algorithm, now: int, purpose: Purpose = "token") -> Signer:
         """The one that signs now.
 
         Raises:
             NoSigner: none may.
         """
         for signing_key in self.signing_keys:
-            if signing_key.algorithm == algorithm and signing_key.signs(now):
+            fits = signing_key.algorithm == algorithm and signing_key.purpose == purpose
+            if fits and signing_key.signs(now):
                 return signing_key.signer
-        raise NoSigner(f"no {algorithm} signing key may sign: run coatcheck signing-keys rotate")
+        raise NoSigner(
+            f"no {algorithm} signing key for {purpose}s may sign: run coatcheck signing-keys rotate"
+            f" --for {purpose} --algorithm {algorithm} --now"
+        )
 
-    def published(self, now: int) -> list[SigningKey]:
-        return [signing_key for signing_key in self.signing_keys if signing_key.is_published(now)]
+    def published(self, now: int, purpose: Purpose | None = "token") -> list[SigningKey]:
+        """The signing keys that count now, of one purpose; None: of every purpose."""
+        return [
+            signing_key
+            for signing_key in self.signing_keys
+            if signing_key.is_published(now) and purpose in (None, signing_key.purpose)
+        ]
 
-    def key_set(self, now: int) -> dict[str, list[Mapping[str, str]]]:
+    def key_set(self, now: int, purpose: Purpose = "token") -> dict[str, list[Mapping[str, str]]]:
         """The JWK set: public members only.  Source: RFC 7517 §5."""
-        return {"keys": [signing_key.public_jwk for signing_key in self.published(now)]}
+        return {"keys": [signing_key.public_jwk for signing_key in self.published(now, purpose)]}
 
 
 class RingKeeper:
@@ -233,6 +257,7 @@ def create(
     *,
     now: int,
     starts_at: int,
+    purpose: Purpose = "token",
 ) -> str:
     """Make a signing key.  Returns its `kid`.
 
@@ -243,12 +268,13 @@ def create(
         SigningKeyConflict: another one is waiting to start.
         StoreUnavailable: the database did not answer.
     """
-    row = new_row(algorithm, sealing_key, now=now, starts_at=starts_at)
+    row = new_row(algorithm, sealing_key, now=now, starts_at=starts_at, purpose=purpose)
     with store.transaction() as tx:
         others = tx.signing_keys()
         for other in others:
             if (
                 other.algorithm == algorithm
+                and other.purpose == purpose
                 and other.withdrawn_at is None
                 and other.starts_at > now
             ):
@@ -269,6 +295,7 @@ def rotate(
     *,
     now: int,
     at_once: bool = False,
+    purpose: Purpose = "token",
 ) -> str:
     """Make the successor of the key that signs: published now, signing PUBLISH_AHEAD later.
 
@@ -279,7 +306,9 @@ def rotate(
         As `create`.
     """
     starts_at = now if at_once else now + PUBLISH_AHEAD
-    return create(store, sealing_key, algorithm, actor, now=now, starts_at=starts_at)
+    return create(
+        store, sealing_key, algorithm, actor, now=now, starts_at=starts_at, purpose=purpose
+    )
 
 
 def withdraw(store: Store, kid: str, actor: Actor, *, now: int, force: bool = False) -> bool:
@@ -304,11 +333,11 @@ def withdraw(store: Store, kid: str, actor: Actor, *, now: int, force: bool = Fa
             return False
         row.withdrawn_at = now
         records = [_record(other) for other in tx.signing_keys()]
-        if not force and not _some_sign(records, row.algorithm, now):
+        if not force and not _some_sign(records, row, now):
             raise SigningKeyConflict(
-                f"{kid} is the only {row.algorithm} key that can sign: run coatcheck signing-keys"
-                f" rotate --algorithm {row.algorithm} --now first, or say --force and issue no"
-                " tokens until then"
+                f"{kid} is the only {row.algorithm} key that can sign {row.purpose}s: run coatcheck"
+                f" signing-keys rotate --for {row.purpose} --algorithm {row.algorithm} --now"
+                " first, or say --force and do without until then"
             )
         tx.append([Change(What.SIGNING_KEY_WITHDRAWN, kid, actor, now)])
     return True
@@ -327,7 +356,13 @@ def thumbprint(jwk: Mapping[str, str]) -> str:
 
 
 def new_row(
-    algorithm: Algorithm, sealing_key: SealingKey, *, now: int, starts_at: int, position: int = 0
+    algorithm: Algorithm,
+    sealing_key: SealingKey,
+    *,
+    now: int,
+    starts_at: int,
+    purpose: Purpose = "token",
+    position: int = 0,
 ) -> SigningKeyRow:
     """A new signing key as it goes into the store, its private half sealed under its `kid`."""
     private = GENERATE[algorithm]()
@@ -345,6 +380,7 @@ def new_row(
     )
     return SigningKeyRow(
         kid=kid,
+        purpose=purpose,
         algorithm=algorithm,
         public_jwk=json.dumps(jwk | {"kid": kid, "alg": algorithm, "use": "sig"}),
         sealed_private=sealed,
@@ -357,7 +393,11 @@ def new_row(
 
 def created(row: SigningKeyRow, actor: Actor) -> Change:
     """The change-log row that goes with a new signing key."""
-    detail: dict[str, object] = {"algorithm": row.algorithm, "startsAt": row.starts_at}
+    detail: dict[str, object] = {
+        "purpose": row.purpose,
+        "algorithm": row.algorithm,
+        "startsAt": row.starts_at,
+    }
     return Change(What.SIGNING_KEY_CREATED, row.kid, actor, row.created_at, detail=detail)
 
 
@@ -371,15 +411,16 @@ def _open(record: SigningKeyRecord, sealing_keys: SealingKeys) -> Any:
 
 
 def _ends(records: Iterable[SigningKeyRecord]) -> dict[str, int]:
-    """By kid: when the next of its algorithm starts.  One withdrawn before its start never does."""
+    """By kid: when its successor starts.  One withdrawn before its start succeeds nobody."""
     ends: dict[str, int] = {}
-    latest: dict[str, str] = {}
+    latest: dict[tuple[str, str], str] = {}
     for record in sorted(records, key=lambda record: (record.starts_at, record.position)):
         if record.withdrawn_at is not None and record.withdrawn_at < record.starts_at:
             continue
-        if record.algorithm in latest:
-            ends[latest[record.algorithm]] = record.starts_at
-        latest[record.algorithm] = record.kid
+        line = (record.purpose, record.algorithm)
+        if line in latest:
+            ends[latest[line]] = record.starts_at
+        latest[line] = record.kid
     return ends
 
 
@@ -389,10 +430,11 @@ def _record(row: SigningKeyRow) -> SigningKeyRecord:
     )
 
 
-def _some_sign(records: list[SigningKeyRecord], algorithm: str, now: int) -> bool:
+def _some_sign(records: list[SigningKeyRecord], like: SigningKeyRow, now: int) -> bool:
+    """Whether any signing key of this purpose and algorithm may sign."""
     ends_at = _ends(records)
     return any(
-        record.algorithm == algorithm
+        (record.purpose, record.algorithm) == (like.purpose, like.algorithm)
         and record.withdrawn_at is None
         and record.starts_at <= now < ends_at.get(record.kid, now + 1)
         for record in records

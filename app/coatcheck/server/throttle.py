@@ -30,15 +30,17 @@ class Throttle:
         self._limit = RateLimitItemPerMinute(guesses_per_minute) if guesses_per_minute else None
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
 
-    def retry_after(self, address: Address | None) -> int | None:
+    def retry_after(self, bucket: str) -> int | None:
         """Count one wrong secret.
 
+        Args:
+            bucket: who guesses; see `by_address`.
+
         Returns:
-            None while the address may go on guessing, else the seconds it should wait.
+            None while it may go on guessing, else the seconds it should wait.
         """
         if self._limit is None:
             return None
-        bucket = _bucket(address)
         if self._limiter.hit(self._limit, bucket):
             return None
         reset_at = self._limiter.get_window_stats(self._limit, bucket).reset_time
@@ -46,7 +48,8 @@ class Throttle:
         return max(1, math.ceil(reset_at - time.time()))
 
 
-def _bucket(address: Address | None) -> str:
+def by_address(address: Address | None) -> str:
+    """The bucket of an address; those that are not known share one."""
     if address is None or isinstance(address, IPv4Address):
         return str(address)
     return f"{int(address) >> _IPV6_BITS_DROPPED:x}/64"

@@ -6,10 +6,30 @@ busy key costs the database no more than an idle one.  A crash loses at most the
 
 import logging
 import threading
+from typing import NamedTuple
 
 from coatcheck.server.store import Store, StoreUnavailable
 
 _log = logging.getLogger(__name__)
+
+
+class Count(NamedTuple):
+    """Uses of one API key.  `last_used_at` in seconds since the epoch.
+
+    Attributes:
+        raw_key_uses: tokens that a resource server got because a caller sent it the key itself.
+    """
+
+    tokens_issued: int = 0
+    raw_key_uses: int = 0
+    last_used_at: int = 0
+
+    def plus(self, other: "Count") -> "Count":
+        return Count(
+            self.tokens_issued + other.tokens_issued,
+            self.raw_key_uses + other.raw_key_uses,
+            max(self.last_used_at, other.last_used_at),
+        )
 
 
 class Usage:
@@ -18,13 +38,11 @@ class Usage:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._counts: dict[str, tuple[int, int]] = {}
+        self._counts: dict[str, Count] = {}
 
-    def count(self, api_key_id: str, now: int) -> None:
+    def count(self, api_key_id: str, now: int, *, is_raw_key_use: bool = False) -> None:
         """Count one issued token.  `now` in seconds since the epoch."""
-        with self._lock:
-            before = self._counts.get(api_key_id)
-            self._counts[api_key_id] = (before[0] + 1 if before else 1, now)
+        self._add(api_key_id, Count(1, int(is_raw_key_use), now))
 
     def flush(self) -> None:
         """Write what was counted.  While the database is away the counts are kept for later."""
@@ -34,14 +52,14 @@ class Usage:
             return
         try:
             with self._store.transaction() as tx:
-                for api_key_id, (tokens_issued, last_used_at) in counts.items():
-                    tx.add_usage(api_key_id, tokens_issued, last_used_at)
+                for api_key_id, count in counts.items():
+                    tx.add_usage(api_key_id, *count)
         except StoreUnavailable as error:
-            self._take_back(counts)
+            for api_key_id, count in counts.items():
+                self._add(api_key_id, count)
             _log.warning("usage not written, kept for the next try: %s", error)
 
-    def _take_back(self, counts: dict[str, tuple[int, int]]) -> None:
+    def _add(self, api_key_id: str, count: Count) -> None:
         with self._lock:
-            for api_key_id, (tokens_issued, last_used_at) in counts.items():
-                later = self._counts.get(api_key_id, (0, 0))
-                self._counts[api_key_id] = (tokens_issued + later[0], max(last_used_at, later[1]))
+            before = self._counts.get(api_key_id)
+            self._counts[api_key_id] = count if before is None else before.plus(count)

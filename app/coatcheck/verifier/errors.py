@@ -62,7 +62,7 @@ class VerifierError(Exception):
     @property
     def challenge(self) -> str | None:
         """The value of WWW-Authenticate; None when other credentials would not help either."""
-        if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        if self.status >= HTTPStatus.TOO_MANY_REQUESTS:
             return None
         parameters = {
             "realm": self.protection.realm,
@@ -176,9 +176,47 @@ class UnknownRestriction(VerifierError):
     text = "The access token names a restriction that this verifier does not know: update it."
 
 
+class TokenRevoked(VerifierError):
+    code = "token_revoked"
+    text = "The access token was revoked, or its API key was: request a new one."
+
+
 class ApiKeyMalformed(VerifierError):
     code = "api_key_malformed"
     text = "The API key is mistyped or cut short: its checksum does not fit."
+
+
+class ApiKeyUnknown(VerifierError):
+    code = "api_key_unknown"
+    text = "There is no such API key: check that the whole key was copied."
+
+
+class ApiKeyRevoked(VerifierError):
+    code = "api_key_revoked"
+    text = "The API key was revoked and will not work again: ask its owner for a new one."
+
+
+class ApiKeyExpired(VerifierError):
+    code = "api_key_expired"
+    text = "The API key has expired: ask its owner for a new one."
+
+
+class ApiKeyDisabled(VerifierError):
+    code = "api_key_disabled"
+    text = "The API key is disabled: its owner can enable it again."
+
+
+class OrgSuspended(VerifierError):
+    code = "org_suspended"
+    text = "The organization of the API key is suspended: contact the provider of the API."
+
+
+class ConnectorOnlyInQuery(VerifierError):
+    code = "connector_only_in_query"
+    text = (
+        "Only a connector key may stand in a URL, where logs keep it: send this API key in a"
+        " header, and rotate it."
+    )
 
 
 class TokensOnly(VerifierError):
@@ -213,6 +251,25 @@ class IssuerUnavailable(VerifierError):
         self.retry_after_s = retry_after_s
 
 
+class RateLimited(VerifierError):
+    code = "rate_limited"
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    error = None
+    text = "Too many wrong API keys from this address: check which key is configured."
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__()
+        self.retry_after_s = retry_after_s
+
+
+class StaleFeed(VerifierError):
+    code = "stale_feed"
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    error = None
+    text = "The issuer has not been heard of for too long to know which tokens are revoked."
+    retry_after_s = 5
+
+
 #: By code, for the restrictions, which know nothing of these classes.
 ERRORS: Final[dict[str, type[VerifierError]]] = {
     error.code: error
@@ -230,9 +287,18 @@ ERRORS: Final[dict[str, type[VerifierError]]] = {
         BadAlgorithm,
         WrongType,
         UnknownRestriction,
+        TokenRevoked,
         ApiKeyMalformed,
+        ApiKeyUnknown,
+        ApiKeyRevoked,
+        ApiKeyExpired,
+        ApiKeyDisabled,
+        OrgSuspended,
+        ConnectorOnlyInQuery,
         TokensOnly,
         InsufficientScope,
+        RateLimited,
         IssuerUnavailable,
+        StaleFeed,
     )
 }

@@ -91,9 +91,16 @@ def parse(body: bytes) -> Mapping[str, SigningKey]:
     if len(body) > MAX_BYTES:
         raise UnfitKeySet("too long")
     try:
-        members = json_object(body, MAX_CONTAINERS).get("keys")
+        return parse_object(json_object(body, MAX_CONTAINERS))
+    except UnfitKeySet:
+        raise
     except ValueError:
         raise UnfitKeySet("no JSON object") from None
+
+
+def parse_object(jwks: object) -> Mapping[str, SigningKey]:
+    """As `parse`, of a JWK set that is a JSON object already.  Raises UnfitKeySet."""
+    members = jwks.get("keys") if type(jwks) is dict else None
     if type(members) is not list or len(members) > MAX_KEYS:
         raise UnfitKeySet("no list of keys, or too many")
     signing_keys = [key for member in members if (key := _signing_key(member)) is not None]

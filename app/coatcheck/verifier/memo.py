@@ -8,6 +8,7 @@ token.
 import contextlib
 from typing import NamedTuple
 
+from coatcheck.verifier.changes import Vouched
 from coatcheck.verifier.check import SignedClaims
 from coatcheck.verifier.principal import Principal
 
@@ -17,6 +18,7 @@ class Remembered(NamedTuple):
 
     signed: SignedClaims
     principal: Principal
+    vouched: Vouched | None
 
 
 class Memo:

@@ -8,7 +8,7 @@ Source: RFC 6750 §2.1 (Bearer) and §2.3 (query), RFC 7617 §2 (Basic), RFC 911
 
 import base64
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, Literal, NamedTuple
 from urllib.parse import parse_qsl
 
 from coatcheck import apikey
@@ -25,8 +25,21 @@ _API_KEY_HEADER: Final = "x-api-key"
 _NAME_LENGTHS: Final = frozenset((len(_AUTHORIZATION), len(_API_KEY_HEADER)))
 
 
-def access_token(headers: Headers, query: str | bytes = "") -> str:
-    """The one access token that the request carries, unverified.
+class Presented(NamedTuple):
+    """A credential as it was sent, unverified.
+
+    Attributes:
+        is_api_key: by its form; its checksum fits.
+        place: where in the request it was.
+    """
+
+    text: str
+    is_api_key: bool
+    place: Literal["header", "query"] = "header"
+
+
+def presented(headers: Headers, query: str | bytes = "") -> Presented:
+    """The one credential that the request carries.
 
     Args:
         headers: a mapping in any letter case, or pairs, which also show a header that was sent
@@ -34,22 +47,24 @@ def access_token(headers: Headers, query: str | bytes = "") -> str:
         query: the query string, without its question mark.
 
     Raises:
-        VerifierError: none, several, or one of another kind.
+        VerifierError: none, several, or one of neither kind.
     """
-    credential = _credential(headers, query)
+    credential, place = _credential(headers, query)
     # Two dots are a JWT's, and no API key has one.
     if credential.count(".") == 2:  # noqa: PLR2004
-        return credential
+        if place == "query":
+            raise errors.TokenInQuery
+        return Presented(credential, is_api_key=False)
     if not apikey.looks_like_one(credential):
         raise errors.TokenMalformed
     try:
         apikey.parse(credential)
     except apikey.MalformedApiKey:
         raise errors.ApiKeyMalformed from None
-    raise errors.TokensOnly
+    return Presented(credential, is_api_key=True, place=place)
 
 
-def _credential(headers: Headers, query: str | bytes) -> str:
+def _credential(headers: Headers, query: str | bytes) -> tuple[str, Literal["header", "query"]]:
     authorizations: list[str] = []
     found: list[str] = []
     for name, value in headers.items() if isinstance(headers, Mapping) else headers:
@@ -66,13 +81,14 @@ def _credential(headers: Headers, query: str | bytes) -> str:
         raise errors.MultipleCredentials
     if authorizations and (credential := _of_authorization(authorizations[0])):
         found.append(credential)
-    if len(found) > 1 and len(set(found)) > 1:
+    queried = _of_query(_text(query)) if query else []
+    if len({*found, *queried}) > 1:
         raise errors.MultipleCredentials
-    if query and _has_access_token(_text(query)):
-        raise errors.MultipleCredentials if found else errors.TokenInQuery
-    if not found:
-        raise errors.MissingCredentials
-    return found[0]
+    if found:
+        return found[0], "header"
+    if queried:
+        return queried[0], "query"
+    raise errors.MissingCredentials
 
 
 def _of_authorization(value: str) -> str:
@@ -100,10 +116,21 @@ def _of_basic(encoded: str) -> str:
     return user_name
 
 
-def _has_access_token(query: str) -> bool:
-    return "access_token" in query and any(
-        name == "access_token" for name, _ in parse_qsl(query, keep_blank_values=True)
-    )
+def _of_query(query: str) -> list[str]:
+    """The credentials in a query string.
+
+    `api_key` is for clients that can send a URL and nothing else.  `access_token` is looked for
+    only to be refused: RFC 9700 §4.3.2.
+    """
+    if "api_key" not in query and "access_token" not in query:
+        return []
+    found = []
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name == "access_token":
+            raise errors.TokenInQuery
+        if name == "api_key" and value:
+            found.append(value)
+    return found
 
 
 def _text(value: str | bytes) -> str:

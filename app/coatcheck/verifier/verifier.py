@@ -13,41 +13,70 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from hashlib import sha256
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Self
 from urllib.parse import urlsplit
 
-from coatcheck.durations import LEEWAY, LEEWAY_MAX
+from coatcheck import apikey
+from coatcheck.durations import FEED_WAIT_MAX, FIRST_LOAD_TIMEOUT, LEEWAY, LEEWAY_MAX
+from coatcheck.feed_profile import MAX_FEED_BYTES
 from coatcheck.restrictions import Situation
 from coatcheck.scope import MalformedScope, Scopes
 from coatcheck.token_profile import ALGORITHMS, TYPES, is_audience
-from coatcheck.verifier import check, http, keyset
-from coatcheck.verifier.errors import InsufficientScope, Protection, TokenExpired, VerifierError
+from coatcheck.verifier import changes, check, exchange, http, keyset
+from coatcheck.verifier.errors import (
+    ApiKeyUnknown,
+    InsufficientScope,
+    IssuerUnavailable,
+    Protection,
+    StaleFeed,
+    TokenExpired,
+    TokenRevoked,
+    TokensOnly,
+    UnknownSigningKey,
+    VerifierError,
+)
 from coatcheck.verifier.memo import Memo, Remembered
-from coatcheck.verifier.presented import Headers, access_token
+from coatcheck.verifier.presented import Headers, Presented, presented
 from coatcheck.verifier.principal import Principal
 
 #: About 3 KB each.
 REMEMBERED_TOKENS: Final = 10_000
 
+#: Seconds that a request waits for the exchange of its API key.
+_LONGEST_EXCHANGE: Final = 2 * FIRST_LOAD_TIMEOUT
+#: Why a kept token is exchanged anew instead of being refused.
+_ENDED: Final = (TokenRevoked, TokenExpired, UnknownSigningKey)
+
 _WELL_KNOWN_RESOURCE: Final = "/.well-known/oauth-protected-resource"
 _WELL_KNOWN_KEY_SET: Final = "/.well-known/jwks.json"
+_WELL_KNOWN_COATCHECK: Final = "/.well-known/coatcheck"
 
 
 class Verifier:
     """Tells who is calling.  One per process and audience; for threads, event loops and forks.
 
     A setting that is left out comes from the environment: COATCHECK_ISSUER, COATCHECK_AUDIENCE,
-    COATCHECK_ENVIRONMENT, COATCHECK_JWKS_URL.
+    COATCHECK_ENVIRONMENT, COATCHECK_JWKS_URL, COATCHECK_SERVICE_KEY.
 
     Args:
         issuer: the issuer's URL, exactly as its tokens name it.
         audience: the name of this resource server, or several; the first is told to callers.
         environment: refuse credentials of any other environment; None: do not look.
         jwks_url: where the key set is; default: below the issuer.
-        feed: None: no revocation feed is followed, and a token lives until it expires.
+        service_key: this resource server's own API key, with the scope coatcheck:resource-server
+            and for this audience: raw API keys are then taken like tokens.  Without it, and
+            without check_api_key, they are refused.
+        check_api_key: for the first days of a migration: your own look-up of a raw API key in
+            place of the issuer's.  Returns a Principal, or None for an unknown key; any other
+            exception than VerifierError is answered with 503.
+        feed: "auto": follow the issuer's revocation feed, so that a revoked token is refused
+            within a second; None: follow none, and a token lives until it expires.
+        on_stale_feed: what to do when the issuer has not been heard of for 40 seconds: "accept"
+            tokens until they expire, or "refuse" them with 503.
         leeway: seconds by which the clocks may differ, at most 60.
         token_types: accepted `typ` values.  `JWT` is for an audience that the issuer serves with
             plain JWTs; it makes every other JWT of this issuer and audience a token too.
@@ -71,7 +100,10 @@ class Verifier:
         *,
         environment: str | None = None,
         jwks_url: str | None = None,
-        feed: None = None,
+        service_key: str | None = None,
+        check_api_key: Callable[[str], Principal | None] | None = None,
+        feed: Literal["auto"] | None = "auto",
+        on_stale_feed: Literal["accept", "refuse"] = "accept",
         leeway: float = LEEWAY,
         token_types: Collection[str] = ("at+jwt",),
         algorithms: Collection[str] = ALGORITHMS,
@@ -82,8 +114,8 @@ class Verifier:
         monotonic: Callable[[], float] = time.monotonic,
         fetch: Callable[[str], bytes] | None = None,
     ) -> None:
-        if feed is not None:
-            raise ValueError("feed: this version follows none; leave it out")
+        if feed not in ("auto", None) or on_stale_feed not in ("accept", "refuse"):
+            raise ValueError("feed: auto or None; on_stale_feed: accept or refuse")
         if not 0 <= leeway <= LEEWAY_MAX:
             raise ValueError(f"leeway: from 0 to {LEEWAY_MAX} seconds; set the clock instead")
         issuer = _setting(issuer, "issuer", "COATCHECK_ISSUER")
@@ -102,14 +134,35 @@ class Verifier:
         self._clock = clock
         self._memo = Memo(REMEMBERED_TOKENS)
         jwks_url = jwks_url or os.environ.get("COATCHECK_JWKS_URL")
-        self._key_set = keyset.KeySet(
-            _fetching(
-                jwks_url or issuer.rstrip("/") + _WELL_KNOWN_KEY_SET,
-                fetch,
-                unsafe_plain_http=unsafe_plain_http,
+        base = issuer.rstrip("/")
+        key_set_url = jwks_url or base + _WELL_KNOWN_KEY_SET
+        if fetch is None:
+            _require_safe(key_set_url, unsafe_plain_http=unsafe_plain_http)
+            fetch = partial(_fetch, unsafe_plain_http=unsafe_plain_http, trust_env=trust_env)
+        self._key_set = keyset.KeySet(partial(fetch, key_set_url), monotonic=monotonic)
+        service_key = service_key or os.environ.get("COATCHECK_SERVICE_KEY")
+        if service_key and check_api_key:
+            raise ValueError("service_key, check_api_key: one of them, not both")
+        self._check_api_key = check_api_key
+        self._exchange = (
+            exchange.Exchange(
+                f"{base}/oauth/token",
+                f"{base}/token-types/api-key",
+                audiences[0],
+                service_key,
+                monotonic=monotonic,
                 trust_env=trust_env,
-            ),
-            monotonic=monotonic,
+            )
+            if service_key
+            else None
+        )
+        self._refuses_stale = on_stale_feed == "refuse"
+        self._changes = (
+            None
+            if feed is None
+            else changes.Changes(
+                issuer, base + _WELL_KNOWN_COATCHECK, fetch, clock=clock, monotonic=monotonic
+            )
         )
 
     def authenticate(
@@ -136,7 +189,7 @@ class Verifier:
         needed = _needed(scopes)
         situation = self._situation(client_address)
         try:
-            principal = self._verify(access_token(headers, query), situation)
+            principal = self._identify(presented(headers, query), situation)
             return _require(principal, needed)
         except VerifierError as error:
             error.protection = self._protection
@@ -154,7 +207,7 @@ class Verifier:
         needed = _needed(scopes)
         situation = self._situation(client_address)
         try:
-            principal = await self._verify_async(access_token(headers, query), situation)
+            principal = await self._identify_async(presented(headers, query), situation)
             return _require(principal, needed)
         except VerifierError as error:
             error.protection = self._protection
@@ -194,6 +247,7 @@ class Verifier:
                 "kids": list(of_set.kids),
                 "last_error": of_set.last_error,
             },
+            "feed": None if self._changes is None else asdict(self._changes.status()),
             "remembered_tokens": len(self._memo),
         }
 
@@ -209,8 +263,12 @@ class Verifier:
         }
 
     def close(self) -> None:
-        """End the background thread.  Also happens when the verifier is let go."""
+        """End the background threads.  Also happens when the verifier is let go."""
         self._key_set.close()
+        if self._changes is not None:
+            self._changes.close()
+        if self._exchange is not None:
+            self._exchange.close()
 
     def __enter__(self) -> Self:
         return self
@@ -233,32 +291,86 @@ class Verifier:
             return self._anywhere
         return Situation(self._anywhere.environment, client_address)
 
+    def _identify(self, sent: Presented, situation: Situation) -> Principal:
+        if not sent.is_api_key:
+            return self._verify(sent.text, situation)
+        if self._check_api_key is not None:
+            return _vouched_for(self._check_api_key, sent.text)
+        if self._exchange is None:
+            raise TokensOnly
+        digest = apikey.digest(sent.text)
+        kept = self._exchange.remembered(digest, sent.place)
+        if kept is not None:
+            try:
+                return _by_api_key(self._verify(kept.require_token(), situation))
+            except _ENDED:
+                self._exchange.forget(digest, sent.place)
+        under_way = self._exchange.begin(digest, sent.place, sent.text, situation.client_address)
+        try:
+            exchanged = under_way.result(timeout=_LONGEST_EXCHANGE)
+        except TimeoutError:
+            raise IssuerUnavailable(1) from None
+        return _by_api_key(self._verify(exchanged.require_token(), situation))
+
+    async def _identify_async(self, sent: Presented, situation: Situation) -> Principal:
+        if not sent.is_api_key:
+            return await self._verify_async(sent.text, situation)
+        if self._check_api_key is not None:
+            return await asyncio.to_thread(_vouched_for, self._check_api_key, sent.text)
+        if self._exchange is None:
+            raise TokensOnly
+        digest = apikey.digest(sent.text)
+        kept = self._exchange.remembered(digest, sent.place)
+        if kept is not None:
+            try:
+                return _by_api_key(await self._verify_async(kept.require_token(), situation))
+            except _ENDED:
+                self._exchange.forget(digest, sent.place)
+        under_way = self._exchange.begin(digest, sent.place, sent.text, situation.client_address)
+        try:
+            async with asyncio.timeout(_LONGEST_EXCHANGE):
+                # Shielded: one request that is given up must not end the exchange of all others.
+                exchanged = await asyncio.shield(asyncio.wrap_future(under_way))
+        except TimeoutError:
+            raise IssuerUnavailable(1) from None
+        return _by_api_key(await self._verify_async(exchanged.require_token(), situation))
+
     def _verify(self, token: str, situation: Situation) -> Principal:
         text = check.form(token)
         digest = sha256(text).digest()
-        principal = self._remembered(digest, situation)
+        known = None
+        if self._changes is not None:
+            known = self._changes.known() or self._changes.wait_for_first()
+        principal = self._remembered(digest, situation, known)
         if principal is None:
             unverified = check.read(text, self._expected)
             signing_key = self._key_set.look_up(unverified.header.kid)
             if signing_key is None:
                 signing_key = self._key_set.wait_for(unverified.header.kid)
-            principal = self._accept(digest, unverified, signing_key, situation)
+            principal = self._accept(digest, unverified, signing_key, situation, known)
         return principal
 
     async def _verify_async(self, token: str, situation: Situation) -> Principal:
         text = check.form(token)
         digest = sha256(text).digest()
-        principal = self._remembered(digest, situation)
+        known = None
+        if self._changes is not None:
+            known = self._changes.known()
+            if known is None:
+                known = await asyncio.to_thread(self._changes.wait_for_first)
+        principal = self._remembered(digest, situation, known)
         if principal is None:
             unverified = check.read(text, self._expected)
             signing_key = self._key_set.look_up(unverified.header.kid)
             if signing_key is None:
                 wait_for = self._key_set.wait_for
                 signing_key = await asyncio.to_thread(wait_for, unverified.header.kid)
-            principal = self._accept(digest, unverified, signing_key, situation)
+            principal = self._accept(digest, unverified, signing_key, situation, known)
         return principal
 
-    def _remembered(self, digest: bytes, situation: Situation) -> Principal | None:
+    def _remembered(
+        self, digest: bytes, situation: Situation, known: changes.Known | None
+    ) -> Principal | None:
         """The caller, if this very token was verified before and everything else still holds."""
         remembered = self._memo.get(digest)
         if remembered is None:
@@ -270,7 +382,8 @@ class Verifier:
             return None
         try:
             check.check_use(signed, self._expected, self._clock(), situation)
-        except TokenExpired:
+            self._check_vouched(remembered.vouched, known)
+        except (TokenExpired, TokenRevoked):
             self._memo.drop(digest)
             raise
         return remembered.principal
@@ -281,12 +394,23 @@ class Verifier:
         unverified: check.Unverified,
         signing_key: check.SigningKey,
         situation: Situation,
+        known: changes.Known | None,
     ) -> Principal:
         signed = check.check_signed(unverified, signing_key)
         audience = check.check_use(signed, self._expected, self._clock(), situation)
+        vouched = None if known is None else changes.Vouched.of(signing_key.kid, signed.claims)
+        self._check_vouched(vouched, known)
         principal = self._principal(signed, audience)
-        self._memo.put(digest, Remembered(signed, principal))
+        self._memo.put(digest, Remembered(signed, principal, vouched))
         return principal
+
+    def _check_vouched(self, vouched: changes.Vouched | None, known: changes.Known | None) -> None:
+        """Steps 14 and 15, where a feed is followed."""
+        if known is None or vouched is None or self._changes is None:
+            return
+        if self._refuses_stale and self._changes.is_stale(known):
+            raise StaleFeed
+        changes.check_vouched(vouched, known)
 
     def _principal(self, signed: check.SignedClaims, audience: str) -> Principal:
         claims = signed.claims
@@ -304,6 +428,24 @@ class Verifier:
             claims=claims,
             protection=self._protection,
         )
+
+
+def _by_api_key(principal: Principal) -> Principal:
+    return replace(principal, method="api_key")
+
+
+def _vouched_for(check_api_key: Callable[[str], Principal | None], key: str) -> Principal:
+    """What the host's own look-up says of a raw API key."""
+    try:
+        principal = check_api_key(key)
+    except VerifierError:
+        raise
+    except Exception:
+        # Our own trouble is never an answer about the key.  The text may hold the key.
+        raise IssuerUnavailable(1) from None
+    if principal is None:
+        raise ApiKeyUnknown
+    return _by_api_key(principal)
 
 
 def _needed(scopes: str | Iterable[str]) -> Scopes:
@@ -359,20 +501,21 @@ def _realm(given: str | None, default: str) -> str:
     return realm
 
 
-def _fetching(
-    url: str,
-    fetch: Callable[[str], bytes] | None,
-    *,
-    unsafe_plain_http: bool,
-    trust_env: bool,
-) -> Callable[[], bytes]:
-    if fetch is not None:
-        return partial(fetch, url)
+def _require_safe(url: str, *, unsafe_plain_http: bool) -> None:
     try:
-        safe_url = http.require_safe(url, unsafe_plain_http=unsafe_plain_http)
+        http.require_safe(url, unsafe_plain_http=unsafe_plain_http)
     except ValueError as error:
         raise ValueError(f"jwks_url (or issuer): {error}") from None
-    return partial(http.fetch, safe_url, max_bytes=keyset.MAX_BYTES, trust_env=trust_env)
+
+
+def _fetch(url: str, *, unsafe_plain_http: bool, trust_env: bool) -> bytes:
+    """One GET, bounded for the largest document and the longest poll that there is."""
+    return http.fetch(
+        http.require_safe(url, unsafe_plain_http=unsafe_plain_http),
+        max_bytes=MAX_FEED_BYTES,
+        timeout_s=FEED_WAIT_MAX + FIRST_LOAD_TIMEOUT,
+        trust_env=trust_env,
+    )
 
 
 def _resource_metadata_url(audience: str) -> str | None:

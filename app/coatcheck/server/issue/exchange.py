@@ -8,7 +8,7 @@
 """
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jwt.utils import base64url_encode
 
@@ -33,6 +33,19 @@ class Asked:
 
     audiences: tuple[str, ...] = ()
     scope: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """An API key that somebody else was sent and hands in (RFC 8693).
+
+    Attributes:
+        secret: the text that was sent as an API key.
+        presented_in: where its caller had put it, `header` or `query`.
+    """
+
+    secret: str = field(repr=False)
+    presented_in: str = "header"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +102,40 @@ class Issuer:
             scope=_as_asked(asked.scope) or str(allowance.scopes),
             api_key_id=allowance.api_key_id,
         )
+
+    def issue_for(
+        self,
+        resource_server: ApiKeyRecord,
+        subject: Subject,
+        found: Found,
+        asked: Asked,
+        *,
+        now: int,
+    ) -> Issued:
+        """The token that the owner of a presented API key would have got, for a resource server.
+
+        1. The subject is recognized as anywhere.
+        2. It is a caller's: an API key of the platform speaks for nobody.
+        3. Only a connector key may have been in a URL, and none exists yet.
+        4. Both belong to one environment, and the audience is the resource server's own.
+
+        Raises:
+            As `issue`.
+        """
+        # 1
+        record = self.recognize(found, subject.secret, None, now)
+        # 2
+        if record.scopes.has_platform_permission:
+            raise Refusal(Reason.NOT_A_CALLER)
+        # 3
+        if subject.presented_in != "header":
+            raise Refusal(Reason.NOT_IN_QUERY)
+        # 4
+        if record.environment != resource_server.environment:
+            raise Refusal(Reason.WRONG_ENVIRONMENT, allowed=record.audiences)
+        if self._audience_id(record, asked) not in resource_server.audiences:
+            raise Refusal(Reason.INVALID_TARGET, allowed=resource_server.audiences)
+        return self.issue(record, asked, now=now, as_of=found.as_of)
 
     def _audience_id(self, record: ApiKeyRecord, asked: Asked) -> str:
         wanted = set(asked.audiences)

@@ -72,6 +72,7 @@ class ApiKeyView:
     revoked_at: int | None
     last_used_at: int | None
     tokens_issued: int
+    raw_key_uses: int
     secrets: tuple[tuple[str, int | None], ...]
     """Mask and end of each secret that still works; the current one has no end."""
 
@@ -93,6 +94,7 @@ class ApiKeyView:
             "revokedAt": forms.rfc3339(self.revoked_at),
             "lastUsedAt": forms.rfc3339(self.last_used_at),
             "tokensIssued": self.tokens_issued,
+            "rawKeyUses": self.raw_key_uses,
             "secrets": [
                 {"mask": mask, "expiresAt": forms.rfc3339(end)} for mask, end in self.secrets
             ],
@@ -297,6 +299,7 @@ def _prepared(template: _Template, prefix: str, actor: Actor, now: int) -> Prepa
         revoked_at=None,
         last_used_at=None,
         tokens_issued=0,
+        raw_key_uses=0,
         secrets=((mask, None),),
     )
     return Prepared(
@@ -336,6 +339,7 @@ def _created(view: ApiKeyView, actor: Actor, now: int) -> Change:
         actor,
         now,
         view.organization_id,
+        wider=view.organization_id,
         detail={"name": view.name, "scopes": " ".join(view.scopes)},
         # Said twice, a creation is still one; and in order, which a database indexes cheaply.
         change_id=f"{What.API_KEY_CREATED.text}:{view.id}",
@@ -343,7 +347,8 @@ def _created(view: ApiKeyView, actor: Actor, now: int) -> Change:
 
 
 def _change(what: What, row: ApiKey, actor: Actor, now: int, **detail: object) -> Change:
-    return Change(what, row.id, actor, now, row.organization_id, detail=detail)
+    organization_id = row.organization_id
+    return Change(what, row.id, actor, now, organization_id, wider=organization_id, detail=detail)
 
 
 def _existing(tx: Transaction, api_key_id: str) -> ApiKey:
@@ -389,6 +394,7 @@ def _view(
         revoked_at=row.revoked_at,
         last_used_at=usage.last_used_at if usage else None,
         tokens_issued=usage.tokens_issued if usage else 0,
+        raw_key_uses=usage.raw_key_uses if usage else 0,
         secrets=working,
     )
 

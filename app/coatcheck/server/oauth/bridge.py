@@ -14,7 +14,7 @@ from authlib.oauth2.rfc6749.endpoint import Endpoint
 from authlib.oauth2.rfc6749.errors import OAuth2Error, UnsupportedGrantTypeError
 
 from coatcheck.restrictions import Refusal
-from coatcheck.server.issue.exchange import Asked, Issuer
+from coatcheck.server.issue.exchange import Asked, Issuer, Subject
 from coatcheck.server.issue.inspect import OwnToken
 from coatcheck.server.issue.mint import Issued
 from coatcheck.server.oauth import errors
@@ -53,6 +53,7 @@ class BridgeRequest(OAuth2Request):
         found: the answer to the look-up of its secrets.
         presented_token: what introspection or revocation is asked about, if it is good.
         issued: what a grant issued, for the count.
+        is_raw_key_use: whether its owner sent the API key to a resource server.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class BridgeRequest(OAuth2Request):
         self.found = found
         self.presented_token = presented_token
         self.issued: Issued | None = None
+        self.is_raw_key_use = False
 
     @property
     def form(self) -> dict[str, str]:
@@ -86,7 +88,8 @@ class Client:
         return method == API_KEY
 
     def check_grant_type(self, grant_type: str) -> bool:
-        return grant_type == "client_credentials"
+        # What an API key may do is decided by its scopes, in the grants.
+        return True
 
 
 class Bridge(AuthorizationServer):
@@ -129,6 +132,16 @@ class Bridge(AuthorizationServer):
         return self.issuer.issue(
             request.client.record, asked, now=request.http.now, as_of=request.found.as_of
         )
+
+    def issue_for(self, request: BridgeRequest, subject: Subject) -> Issued:
+        """A token for the caller whose API key this authenticated resource server hands in."""
+        asked = Asked(request.http.audiences, request.payload.scope)
+        assert request.client is not None  # noqa: S101 - grants authenticate first
+        issued = self.issuer.issue_for(
+            request.client.record, subject, request.found, asked, now=request.http.now
+        )
+        request.issued, request.is_raw_key_use = issued, True
+        return issued
 
     # --- what Authlib calls
 

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from coatcheck import apikey
+from coatcheck import apikey, client_address
 from coatcheck.client_address import Network
 from coatcheck.restrictions import Reason, Refusal
 from coatcheck.server.oauth.bridge import Bridge, BridgeRequest
@@ -30,7 +30,7 @@ from coatcheck.server.oauth.wire import (
 )
 from coatcheck.server.signing import NoSigner
 from coatcheck.server.store import Found, Store, StoreUnavailable
-from coatcheck.server.throttle import Throttle
+from coatcheck.server.throttle import Throttle, by_address
 from coatcheck.server.usage import Usage
 
 _log = logging.getLogger(__name__)
@@ -78,10 +78,10 @@ class FormEndpoint:
             )
             mechanism = request.credential.mechanism
             # 2
-            secret = request.credential.secret
+            presented = self.presented(request)
             found = _NOTHING
-            if secret is not None:
-                found = await self.desk.store.find((apikey.digest(secret),))
+            if presented:
+                found = await self.desk.store.find(tuple(map(apikey.digest, presented)))
             # 3
             try:
                 return await self.answer(request, found)
@@ -95,6 +95,11 @@ class FormEndpoint:
             _log.error("503 at %s: %s", scope["path"], error)
             return self._refused(OAuthError.unavailable(), mechanism)
 
+    def presented(self, request: FormRequest) -> list[str]:
+        """Every secret that a request presents, MOST_SECRETS at most."""
+        secret = request.credential.secret
+        return [] if secret is None else [secret]
+
     async def answer(self, request: FormRequest, found: Found) -> Reply:
         """Step 3.  Raises Refusal, OAuthError, NoSigner or StoreUnavailable."""
         raise NotImplementedError
@@ -105,11 +110,12 @@ class FormEndpoint:
         Raises:
             OAuthError: the address guessed too often.
         """
-        if found.records:
-            (record,) = found.records.values()
+        secret = request.credential.secret
+        record = None if secret is None else found.records.get(apikey.digest(secret))
+        if record is not None:
             _log.info("refused %s: %s from %s", record.id, refusal.reason.value, request.address)
         elif refusal.reason is Reason.API_KEY_UNKNOWN:
-            retry_after_s = self.desk.throttle.retry_after(request.address)
+            retry_after_s = self.desk.throttle.retry_after(by_address(request.address))
             if retry_after_s is not None:
                 raise OAuthError.throttled(retry_after_s)
 
@@ -120,10 +126,31 @@ class FormEndpoint:
 class TokenEndpoint(FormEndpoint):
     """POST /oauth/token.  Source: RFC 6749 §3.2."""
 
+    def presented(self, request: FormRequest) -> list[str]:
+        secrets = super().presented(request)
+        subject = request.form.get("subject_token")
+        return secrets if subject is None else [*secrets, subject]
+
     async def answer(self, request: FormRequest, found: Found) -> Reply:
         bridged = BridgeRequest(request, found)
         reply: Reply = self.desk.bridge.create_token_response(bridged)
         if bridged.issued is not None:
             # 5: in memory only, so that counting before sending delays nobody.
-            self.desk.usage.count(bridged.issued.api_key_id, request.now)
+            self.desk.usage.count(
+                bridged.issued.api_key_id, request.now, is_raw_key_use=bridged.is_raw_key_use
+            )
+        elif "subject_token" in request.form and bridged.client is not None:
+            self._count_subject(bridged)
         return reply
+
+    def _count_subject(self, bridged: BridgeRequest) -> None:
+        """Step 4 for a guess that was made at a resource server: its own account, per address."""
+        form = bridged.http.form
+        assert bridged.client is not None  # noqa: S101 - asked by the only caller
+        if apikey.digest(form["subject_token"]) in bridged.found.records:
+            return
+        address = client_address.parse(form.get("client_address", ""))
+        bucket = f"{bridged.client.record.id} {by_address(address)}"
+        retry_after_s = self.desk.throttle.retry_after(bucket)
+        if retry_after_s is not None:
+            raise OAuthError.throttled(retry_after_s)

@@ -164,7 +164,20 @@ _ROWS: Final[Mapping[Reason, _Row]] = {
         "wrong_environment",
         "That resource belongs to another environment than this API key. It is for: {names}.",
     ),
+    Reason.NOT_A_CALLER: _Row(
+        "invalid_request",
+        "api_key_unknown",
+        "This API key belongs to a resource server or an operator; it calls no API.",
+    ),
+    Reason.NOT_IN_QUERY: _Row(
+        "invalid_request",
+        "connector_only_in_query",
+        "Only a connector key may stand in a URL, where logs keep it. Send this API key in a header"
+        " and rotate it.",
+    ),
 }
+#: Reasons that say something about the asked resource rather than about the API key.
+_OF_THE_RESOURCE: Final = frozenset({"invalid_target", "invalid_scope"})
 
 MISSING_CREDENTIAL: Final = _Row(
     "invalid_client",
@@ -191,6 +204,23 @@ def from_refusal(refusal: Refusal) -> OAuthError:
     names = [str(grant) for grant in refusal.scopes or ()] or list(refusal.allowed)
     sentence = row.sentence.format(date=_date(refusal.at), names=_list(names))
     return OAuthError(row.error, row.code, sentence)
+
+
+def bad_subject(refusal: Refusal | Exception) -> OAuthError:
+    """The error of a token exchange whose subject is refused (RFC 8693 §2.2.2).
+
+    The resource server itself was authenticated; `code` says what is wrong with its caller.
+    """
+    if not isinstance(refusal, Refusal):
+        return OAuthError(
+            "invalid_request",
+            "api_key_malformed",
+            "The API key is mistyped or cut short: its checksum does not fit.",
+        )
+    error = from_refusal(refusal)
+    if error.error in _OF_THE_RESOURCE:
+        return error
+    return OAuthError("invalid_request", error.code, error.text)
 
 
 def _date(at: int | None) -> str:

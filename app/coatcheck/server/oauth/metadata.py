@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from coatcheck.durations import JWKS_MAX_AGE
-from coatcheck.server.signing import RingKeeper
+from coatcheck.durations import FEED_STALE, FEED_WINDOW, JWKS_MAX_AGE, TOKEN_LIFETIME
+from coatcheck.server.signing import Ring, RingKeeper
 from coatcheck.server.store import Store, StoreUnavailable
 
 KEY_SET = "jwks.json"
+COATCHECK = "coatcheck"
 DOCUMENTS = ("oauth-authorization-server", "openid-configuration")
 
 _AUTH_METHODS = ("client_secret_basic", "client_secret_post")
@@ -73,6 +74,47 @@ class MetadataEndpoint:
         return JSONResponse(self._document, headers=_HEADERS)
 
 
+def current(ring: RingKeeper, store: Store) -> Ring:
+    """The ring as it is now, or as last known while the database is away."""
+    try:
+        return ring.at(store.head())
+    except StoreUnavailable:
+        return ring.last_known
+
+
+class CoatcheckEndpoint:
+    """GET of what our own verifier needs beside the metadata."""
+
+    def __init__(
+        self,
+        issuer: str,
+        feed_url: str,
+        ring: RingKeeper,
+        store: Store,
+        clock: Callable[[], float],
+    ) -> None:
+        self._issuer = issuer
+        self._feed_url = feed_url
+        self._ring = ring
+        self._store = store
+        self._clock = clock
+
+    async def __call__(self, request: Request) -> Response:
+        ring = current(self._ring, self._store)
+        document = {
+            "issuer": self._issuer,
+            "revocations_endpoint": self._feed_url,
+            "revocation_keys": ring.key_set(int(self._clock()), "feed"),
+            "durations": {
+                "token_lifetime": TOKEN_LIFETIME,
+                "feed_window": FEED_WINDOW,
+                "feed_stale": FEED_STALE,
+            },
+        }
+        # Not cached for long: a withdrawn feed key has to be missed soon.
+        return JSONResponse(document, headers=_HEADERS | {"Cache-Control": "no-cache"})
+
+
 class KeySetEndpoint:
     """GET of the key set: computed from the clock, and from memory while the database is away."""
 
@@ -82,10 +124,7 @@ class KeySetEndpoint:
         self._clock = clock
 
     async def __call__(self, request: Request) -> Response:
-        try:
-            ring = self._ring.at(self._store.head())
-        except StoreUnavailable:
-            ring = self._ring.last_known
+        ring = current(self._ring, self._store)
         body = json.dumps(ring.key_set(int(self._clock()))).encode()
         etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
         headers = _HEADERS | {"ETag": etag}

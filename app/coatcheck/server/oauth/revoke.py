@@ -60,8 +60,18 @@ class Revocation(AuthlibRevocation):
         organization_id = str(token.claims["org_id"])
         with self._store.transaction() as tx:
             if not tx.has_narrowed(token.jti):
-                now = request.http.now
-                tx.append([Change(What.TOKEN_REVOKED, token.jti, actor, now, organization_id)])
+                tx.append(
+                    [
+                        Change(
+                            What.TOKEN_REVOKED,
+                            token.jti,
+                            actor,
+                            request.http.now,
+                            organization_id,
+                            wider=token.api_key_id,
+                        )
+                    ]
+                )
 
 
 class RevocationEndpoint(FormEndpoint):

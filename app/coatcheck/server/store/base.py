@@ -50,6 +50,7 @@ class SigningKeyRecord:
     """A signing key as it lies in the store: public, and sealed.  Times as above."""
 
     kid: str
+    purpose: str
     algorithm: str
     public_jwk: str
     sealed_private: bytes
@@ -71,6 +72,17 @@ class Found:
 
     as_of: int
     records: Mapping[bytes, ApiKeyRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowing:
+    """A row of the change log that made some token too wide.  `at` as above."""
+
+    seq: int
+    at: int
+    what: str
+    subject: str
+    wider: str
 
 
 class FindApiKeys(Protocol):
@@ -134,6 +146,18 @@ class Store(FindApiKeys, NarrowedSince, Protocol):
 
     def head(self) -> int:
         """The last sequence number of the change log, by the cheapest proof there is."""
+        ...
+
+    def narrowings(self, after: int, since: int) -> list[Narrowing]:
+        """Rows of the change log that narrow, above a sequence number, not before a moment.
+
+        Raises:
+            StoreUnavailable: the database did not answer.
+        """
+        ...
+
+    def log(self) -> str:
+        """The name of this change log.  Raises StoreUnavailable."""
         ...
 
     def signing_keys(self) -> list[SigningKeyRecord]:

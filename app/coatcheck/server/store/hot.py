@@ -24,7 +24,14 @@ from sqlmodel import col
 
 from coatcheck.scope import Scopes
 from coatcheck.server.store.base import ApiKeyRecord, SigningKeyRecord
-from coatcheck.server.store.tables import ApiKey, ApiKeySecret, ChangeRow, Organization, SigningKey
+from coatcheck.server.store.tables import (
+    ApiKey,
+    ApiKeySecret,
+    ChangeRow,
+    Deployment,
+    Organization,
+    SigningKey,
+)
 
 #: How many secrets one request may present: its own, and its caller's (RFC 8693).
 MOST_SECRETS: Final = 2
@@ -44,6 +51,10 @@ class HotSql:
     """No parameters.  One row, one integer; NULL while nothing has happened."""
     narrowed_since: str
     """Parameters: MOST_SUBJECTS subjects, then `as_of`.  A row if any was narrowed since."""
+    narrowings: str
+    """Parameters: sequence number, seconds since the epoch.  Columns: as those of Narrowing."""
+    log: str
+    """No parameters.  One row, one text."""
 
 
 def compiled_for(dialect: Dialect) -> HotSql:
@@ -53,6 +64,8 @@ def compiled_for(dialect: Dialect) -> HotSql:
         signing_keys=_text(_signing_keys(), dialect),
         head=_text(select(func.max(col(ChangeRow.seq))), dialect),
         narrowed_since=_text(_narrowed_since(), dialect),
+        narrowings=_text(_narrowings(), dialect),
+        log=_text(select(col(Deployment.log)), dialect),
     )
 
 
@@ -94,14 +107,15 @@ def signing_key_from(row: Sequence[Any]) -> SigningKeyRecord:
     """The record that one row of `signing_keys` stands for."""
     return SigningKeyRecord(
         kid=row[0],
-        algorithm=row[1],
-        public_jwk=row[2],
-        sealed_private=bytes(row[3]),
-        sealing_key_id=row[4],
-        position=row[5],
-        created_at=row[6],
-        starts_at=row[7],
-        withdrawn_at=row[8],
+        purpose=row[1],
+        algorithm=row[2],
+        public_jwk=row[3],
+        sealed_private=bytes(row[4]),
+        sealing_key_id=row[5],
+        position=row[6],
+        created_at=row[7],
+        starts_at=row[8],
+        withdrawn_at=row[9],
     )
 
 
@@ -129,6 +143,7 @@ def _find_api_keys() -> Select[*tuple[Any, ...]]:
 def _signing_keys() -> Select[*tuple[Any, ...]]:
     return select(
         col(SigningKey.kid),
+        col(SigningKey.purpose),
         col(SigningKey.algorithm),
         col(SigningKey.public_jwk),
         col(SigningKey.sealed_private),
@@ -145,6 +160,24 @@ def _narrowed_since() -> Select[*tuple[Any, ...]]:
         col(ChangeRow.subject).in_(_slots("subject", MOST_SUBJECTS, String())),
         col(ChangeRow.seq) > bindparam("as_of", type_=BigInteger()),
         col(ChangeRow.narrows).is_(True),
+    )
+
+
+def _narrowings() -> Select[*tuple[Any, ...]]:
+    return (
+        select(
+            col(ChangeRow.seq),
+            col(ChangeRow.at),
+            col(ChangeRow.what),
+            col(ChangeRow.subject),
+            col(ChangeRow.wider),
+        )
+        .where(
+            col(ChangeRow.narrows).is_(True),
+            col(ChangeRow.seq) > bindparam("after", type_=BigInteger()),
+            col(ChangeRow.at) >= bindparam("since", type_=BigInteger()),
+        )
+        .order_by(col(ChangeRow.seq))
     )
 
 

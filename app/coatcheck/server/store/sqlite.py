@@ -30,6 +30,7 @@ from coatcheck.server.store import hot, migrations
 from coatcheck.server.store.base import (
     ApiKeyRecord,
     Found,
+    Narrowing,
     SigningKeyRecord,
     StoreMissing,
     StoreUnavailable,
@@ -96,6 +97,16 @@ class SqliteStore:
         with self._reading() as connection:
             parameters = hot.subjects_for(subjects, as_of)
             return connection.execute(self._sql.narrowed_since, parameters).fetchone() is not None
+
+    def narrowings(self, after: int, since: int) -> list[Narrowing]:
+        with self._reading() as connection:
+            rows = connection.execute(self._sql.narrowings, (after, since)).fetchall()
+        return [Narrowing(*row) for row in rows]
+
+    def log(self) -> str:
+        with self._reading() as connection:
+            name: str = connection.execute(self._sql.log).fetchone()[0]
+        return name
 
     def signing_keys(self) -> list[SigningKeyRecord]:
         with self._reading() as connection:

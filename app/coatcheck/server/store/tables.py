@@ -94,6 +94,8 @@ class ApiKeyUsage(SQLModel, table=True):
 
     api_key_id: str = Field(foreign_key="api_keys.id", primary_key=True)
     tokens_issued: int = Field(sa_type=BigInteger)
+    raw_key_uses: int = Field(sa_type=BigInteger)
+    """Those of them that a resource server got because a caller sent it the key itself."""
     last_used_at: int = Field(sa_type=BigInteger)
 
 
@@ -104,6 +106,8 @@ class SigningKey(SQLModel, table=True):
 
     kid: str = Field(primary_key=True)
     """RFC 7638 thumbprint of the public half."""
+    purpose: str
+    """What it signs: `token` or `feed`."""
     algorithm: str
     public_jwk: str
     sealed_private: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
@@ -119,7 +123,11 @@ class ChangeRow(SQLModel, table=True):
     """One row of the change log.  Rows are only ever added."""
 
     __tablename__ = "changes"
-    __table_args__ = (Index(None, "subject", "seq"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        Index(None, "subject", "seq"),
+        Index(None, "narrows", "seq"),
+        {"sqlite_autoincrement": True},
+    )
 
     seq: int | None = Field(
         default=None, sa_column=Column(_Integer64, primary_key=True, autoincrement=True)
@@ -128,6 +136,7 @@ class ChangeRow(SQLModel, table=True):
     at: int = Field(sa_type=BigInteger)
     what: str
     subject: str
+    wider: str
     narrows: bool
     organization_id: str | None = None
     actor: str

@@ -60,6 +60,7 @@ class Transaction:
                     "at": change.at,
                     "what": change.what.text,
                     "subject": change.subject,
+                    "wider": change.wider,
                     "narrows": change.what.narrows,
                     "organization_id": change.organization_id,
                     "actor": change.actor.id,
@@ -116,20 +117,26 @@ class Transaction:
         ).all()
         return {usage.api_key_id: usage for usage in found}
 
-    def add_usage(self, api_key_id: str, tokens_issued: int, last_used_at: int) -> None:
+    def add_usage(
+        self, api_key_id: str, tokens_issued: int, raw_key_uses: int, last_used_at: int
+    ) -> None:
         """Add to what was counted before.  A key that no longer exists is passed over."""
         added = self._session.execute(
             update(ApiKeyUsage)
             .where(col(ApiKeyUsage.api_key_id) == api_key_id)
             .values(
                 tokens_issued=col(ApiKeyUsage.tokens_issued) + tokens_issued,
+                raw_key_uses=col(ApiKeyUsage.raw_key_uses) + raw_key_uses,
                 last_used_at=last_used_at,
             )
         )
         if added.rowcount == 0 and self.api_key(api_key_id) is not None:  # type: ignore[attr-defined]
             self._session.add(
                 ApiKeyUsage(
-                    api_key_id=api_key_id, tokens_issued=tokens_issued, last_used_at=last_used_at
+                    api_key_id=api_key_id,
+                    tokens_issued=tokens_issued,
+                    raw_key_uses=raw_key_uses,
+                    last_used_at=last_used_at,
                 )
             )
 

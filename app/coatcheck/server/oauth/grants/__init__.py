@@ -3,5 +3,6 @@
 from typing import Any, Final
 
 from coatcheck.server.oauth.grants.client_credentials import ClientCredentials
+from coatcheck.server.oauth.grants.token_exchange import TokenExchange
 
-GRANTS: Final[tuple[Any, ...]] = (ClientCredentials,)
+GRANTS: Final[tuple[Any, ...]] = (ClientCredentials, TokenExchange)

@@ -1,0 +1,423 @@
+"""The revocation feed: which tokens are dead before their time, known without asking anybody.
+
+`read` checks one signed feed.  `Changes` keeps what the feeds said and follows them in a daemon
+thread of its own, by long poll:
+
+- entries are merged by maximum, and dropped a window after they arrived;
+- a feed with a lower sequence number than the last one is refused: somebody replays an old one;
+- nothing is accepted before the first good feed;
+- no signed feed for FEED_STALE seconds is called stale; what then, the verifier's policy says.
+
+Source: RFC 7519 §7.2 (validation), RFC 8725 §3.11 (typing).
+"""
+
+import os
+import random
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, Literal, NamedTuple
+
+from coatcheck import feed_profile
+from coatcheck.durations import (
+    FEED_STALE,
+    FEED_WAIT_MAX,
+    FEED_WINDOW,
+    FIRST_LOAD_TIMEOUT,
+    LEEWAY_MAX,
+)
+from coatcheck.verifier import check, keyset
+from coatcheck.verifier.check import SigningKey
+from coatcheck.verifier.errors import (
+    IssuerUnavailable,
+    TokenMalformed,
+    TokenRevoked,
+    UnknownSigningKey,
+    VerifierError,
+)
+
+#: Seconds: how long to wait before the next try, doubled with each failure in a row.
+_FIRST_PAUSE: Final = 0.25
+_LONGEST_PAUSE: Final = 5.0
+#: Arrays and objects in a feed: the claims, the entries, the kids.
+_MAX_CONTAINERS: Final = 3
+
+#: The claims that name a token's subjects, beside its signing key, its `jti` and everything.
+_SUBJECT_CLAIMS: Final = ("sub", "org_id", "project_id", "group")
+_subject: Final = lru_cache(maxsize=4096)(feed_profile.subject)
+
+Fetch = Callable[[str], bytes]
+
+
+class UnfitFeed(ValueError):
+    """What came is no feed of this issuer, or is older than what is known already.
+
+    Attributes:
+        kind: one word for status pages.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+class UnknownFeedKey(UnfitFeed):
+    """The feed is signed by a key that the issuer's document did not name when it was read."""
+
+    def __init__(self) -> None:
+        super().__init__("unknown_feed_key")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the feed is and who signs it: what `/.well-known/coatcheck` says."""
+
+    url: str
+    signing_keys: Mapping[str, SigningKey]
+
+
+class Signed(NamedTuple):
+    """What one good feed says.  Made by `read` only.  `issued_at` in seconds since the epoch."""
+
+    log: str
+    seq: int
+    entries: Mapping[str, int]
+    kids: frozenset[str]
+    issued_at: int
+
+
+def read_source(body: bytes, issuer: str) -> Source:
+    """Read the issuer's document.
+
+    Raises:
+        UnfitFeed: it is another issuer's, or names no feed.
+    """
+    try:
+        document = check.json_object(body, keyset.MAX_CONTAINERS)
+    except ValueError:
+        raise UnfitFeed("no_document") from None
+    url, keys = document.get("revocations_endpoint"), document.get("revocation_keys")
+    if document.get("issuer") != issuer or type(url) is not str:
+        raise UnfitFeed("other_issuer")
+    try:
+        return Source(url, keyset.parse_object(keys))
+    except keyset.UnfitKeySet:
+        raise UnfitFeed("no_feed_keys") from None
+
+
+def read(text: bytes, source: Source, issuer: str, now: float) -> Signed:
+    """Check one feed by itself.
+
+    1. Form and header: ASCII, bounded, a JWS whose `typ` is the feed's.
+    2. The signing key is one that the issuer names for feeds, and the signature fits.
+    3. `iss` is the issuer, `aud` the feed's own address.
+    4. `iat` is not ahead, `exp` not past; LEEWAY_MAX is granted to both.
+    5. `log`, `seq`, `entries` and `kids` have their types; no entry is above `seq`.
+    6. `kids` lists the feed's own signer: a withdrawn one cannot vouch for itself.
+
+    Raises:
+        UnfitFeed: the first step that fails.
+    """
+    # 1
+    if len(text) > feed_profile.MAX_FEED_BYTES or not text.isascii():
+        raise UnfitFeed("too_long")
+    try:
+        unverified = check.take_apart(check.TokenText(text))
+    except VerifierError:
+        raise UnfitFeed("no_jws") from None
+    if unverified.header.typ != feed_profile.TYPE:
+        raise UnfitFeed("wrong_type")
+    # 2
+    signing_key = source.signing_keys.get(unverified.header.kid)
+    if signing_key is None:
+        raise UnknownFeedKey
+    try:
+        check.check_signature(unverified, signing_key)
+        claims = check.json_object(unverified.payload, _MAX_CONTAINERS)
+    except (VerifierError, ValueError):
+        raise UnfitFeed("bad_signature") from None
+    # 3
+    if claims.get("iss") != issuer or claims.get("aud") != source.url:
+        raise UnfitFeed("other_issuer")
+    # 4
+    issued_at, expires_at = claims.get("iat"), claims.get("exp")
+    if type(issued_at) is not int or type(expires_at) is not int:
+        raise UnfitFeed("no_times")
+    if issued_at - LEEWAY_MAX > now or expires_at + LEEWAY_MAX <= now:
+        raise UnfitFeed("expired")
+    # 5
+    log, seq = claims.get("log"), claims.get("seq")
+    entries, kids = claims.get("entries"), claims.get("kids")
+    if type(log) is not str or type(seq) is not int or type(entries) is not dict:
+        raise UnfitFeed("malformed")
+    if any(type(at) is not int or at > seq for at in entries.values()):
+        raise UnfitFeed("malformed")
+    if type(kids) is not list or not all(type(kid) is str for kid in kids):
+        raise UnfitFeed("malformed")
+    # 6
+    if signing_key.kid not in kids:
+        raise UnfitFeed("withdrawn_feed_key")
+    return Signed(log, seq, entries, frozenset(kids), issued_at)
+
+
+class Known(NamedTuple):
+    """What all feeds so far said.  Replaced as a whole, so that readers need no lock."""
+
+    log: str
+    seq: int
+    entries: Mapping[str, int]
+    arrived_at: Mapping[str, float]
+    kids: frozenset[str]
+    issued_at: int
+
+
+def merge(known: Known | None, signed: Signed, arrived_at: float) -> Known:
+    """What is known after one more feed.
+
+    Args:
+        arrived_at: seconds on a clock that never goes back.
+
+    Raises:
+        UnfitFeed: the feed is older than what is known.
+    """
+    entries: dict[str, int] = {}
+    arrivals: dict[str, float] = {}
+    if known is not None:
+        # A new log starts far above every sequence number of the one it replaces.
+        if signed.seq < known.seq or (signed.seq == known.seq and signed.log != known.log):
+            raise UnfitFeed("replayed")
+        for subject, seq in known.entries.items():
+            if arrived_at - known.arrived_at[subject] < FEED_WINDOW:
+                entries[subject], arrivals[subject] = seq, known.arrived_at[subject]
+    for subject, seq in signed.entries.items():
+        if seq > entries.get(subject, -1):
+            entries[subject], arrivals[subject] = seq, arrived_at
+    issued_at = max(signed.issued_at, known.issued_at if known else 0)
+    return Known(signed.log, signed.seq, entries, arrivals, signed.kids, issued_at)
+
+
+@dataclass(frozen=True, slots=True)
+class ChangesStatus:
+    """How far what is known about revocations can be relied on.
+
+    Attributes:
+        state: "none" before the first good feed; "stale" when none came for FEED_STALE seconds.
+        age_s: seconds since the last feed was signed, by this machine's clock.
+        seq: up to where the issuer's change log is known.
+        entries: how many subjects are named.
+        last_error: kind of the failure, when the last try failed.
+    """
+
+    state: Literal["fresh", "stale", "none"]
+    age_s: float | None
+    seq: int | None
+    entries: int
+    last_error: str | None
+
+
+class Changes:
+    """Follows one issuer's feed.  For any number of threads, and fork-safe.
+
+    Args:
+        issuer: the issuer's URL.
+        document_url: where its document is.
+        fetch: gets the bytes at a URL, or raises; bounded in time and size by itself, and patient
+            enough for a long poll.
+        clock: seconds since the epoch.
+        monotonic: seconds on a clock that never goes back.
+    """
+
+    def __init__(
+        self,
+        issuer: str,
+        document_url: str,
+        fetch: Fetch,
+        *,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+        first_load_timeout_s: float = FIRST_LOAD_TIMEOUT,
+    ) -> None:
+        self._issuer = issuer
+        self._document_url = document_url
+        self._fetch = fetch
+        self._clock = clock
+        self._monotonic = monotonic
+        self._first_load_timeout_s = first_load_timeout_s
+        self._known: Known | None = None
+        self._source: Source | None = None
+        self._last_error: str | None = None
+        self._failures = 0
+        self._is_closed = False
+        self._thread: threading.Thread | None = None
+        self._renew_locks()
+        _EVERY_CHANGES.add(self)
+
+    def known(self) -> Known | None:
+        """What is known; None before the first good feed.  Never waits; starts the thread."""
+        if self._thread is None:
+            self._start_thread()
+        return self._known
+
+    def wait_for_first(self) -> Known:
+        """Wait for the first good feed.
+
+        Raises:
+            IssuerUnavailable: none came in time.
+        """
+        self.known()
+        with self._settled:
+            self._settled.wait_for(
+                lambda: self._known is not None, timeout=self._first_load_timeout_s
+            )
+        if self._known is None:
+            raise IssuerUnavailable(1)
+        return self._known
+
+    def is_stale(self, known: Known) -> bool:
+        """Whether no feed was signed for FEED_STALE seconds."""
+        return self._clock() - known.issued_at > FEED_STALE
+
+    def status(self) -> ChangesStatus:
+        """What is known at the moment, for status pages."""
+        known = self._known
+        if known is None:
+            return ChangesStatus("none", None, None, 0, self._last_error)
+        return ChangesStatus(
+            state="stale" if self.is_stale(known) else "fresh",
+            age_s=self._clock() - known.issued_at,
+            seq=known.seq,
+            entries=len(known.entries),
+            last_error=self._last_error,
+        )
+
+    def close(self) -> None:
+        """End the thread once its poll has been answered."""
+        self._is_closed = True
+        self._wake.set()
+
+    def step(self) -> float:
+        """One poll.  Returns the seconds to wait before the next one."""
+        try:
+            if self._source is None:
+                self._source = read_source(self._fetch(self._document_url), self._issuer)
+            known = self._known
+            # A first feed is wanted at once, as is one after a failure: it tells what is fresh.
+            is_caught_up = known is not None and self._failures == 0
+            after = known.seq if known is not None else -1
+            wait_s = FEED_WAIT_MAX if is_caught_up else 0
+            text = self._fetch(f"{self._source.url}?after={after}&wait={wait_s}")
+            signed = read(text, self._source, self._issuer, self._clock())
+            merged = merge(self._known, signed, self._monotonic())
+        except Exception as failure:
+            # Whatever it was, the verifier goes on with what it knows; only the kind is kept,
+            # because a text may hold what a stranger's server sent.
+            self._last_error = str(getattr(failure, "kind", type(failure).__name__))
+            self._failures += 1
+            # The issuer's document may have changed: keys, or the address.
+            self._source = None
+            pause: float = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(self._failures - 1, 10))
+            # Verifiers that lost their issuer together come back one by one.
+            return pause * random.uniform(0.5, 1)  # noqa: S311 - no secret
+        with self._settled:
+            self._known = merged
+            self._last_error, self._failures = None, 0
+            self._settled.notify_all()
+        return 0
+
+    # The thread.  It holds this object weakly, so that a verifier that was let go ends it.
+
+    def _start_thread(self) -> None:
+        with self._settled:
+            if self._thread is not None or self._is_closed:
+                return
+            self._thread = threading.Thread(
+                target=_follow,
+                args=(weakref.ref(self), self._wake),
+                name="coatcheck-changes",
+                daemon=True,
+            )
+            self._thread.start()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    def _renew_locks(self) -> None:
+        self._settled = threading.Condition(threading.Lock())
+        self._wake = threading.Event()
+        self._thread = None
+
+
+def _follow(reference: "weakref.ref[Changes]", wake: threading.Event) -> None:
+    """Poll for as long as somebody wants to know."""
+    while True:
+        changes = reference()
+        if changes is None or changes.is_closed:
+            return
+        pause_s = changes.step()
+        del changes
+        if wake.wait(pause_s):
+            return
+
+
+class Vouched(NamedTuple):
+    """A token as the feed sees it: what it hangs on, and as of when its issuer vouched for it.
+
+    Attributes:
+        subjects: in the feed's form.
+        as_of: up to where the issuer had read its change log.
+    """
+
+    kid: str
+    subjects: tuple[str, ...]
+    as_of: int
+
+    @classmethod
+    def of(cls, kid: str, claims: Mapping[str, object]) -> "Vouched":
+        """Read verified claims.
+
+        Raises:
+            TokenMalformed: a claim that only this issuer's profile requires is missing.
+        """
+        as_of = claims.get("as_of")
+        if type(as_of) is not int or not ("org_id" in claims and "env" in claims):
+            raise TokenMalformed("The claims org_id, env and as_of are required to follow a feed.")
+        hung_on = [str(claims[name]) for name in _SUBJECT_CLAIMS if name in claims]
+        subjects = map(_subject, (*hung_on, kid, feed_profile.EVERYTHING))
+        # Every token has another `jti`: remembering its form would only push out the others.
+        return cls(kid, (*subjects, feed_profile.subject(str(claims["jti"]))), as_of)
+
+
+def check_vouched(vouched: Vouched, known: Known) -> None:
+    """Hold a verified token against what the feeds said.
+
+    14. Its signing key is still listed.  A feed that is older than the token cannot know one that
+        came after it.
+    15. None of its subjects was narrowed after the issuer had read the change log.
+
+    Raises:
+        UnknownSigningKey, TokenRevoked: the step that fails.
+    """
+    # 14
+    if vouched.kid not in known.kids and vouched.as_of <= known.seq:
+        raise UnknownSigningKey
+    # 15
+    entries = known.entries
+    if entries:
+        for subject in vouched.subjects:
+            if entries.get(subject, -1) > vouched.as_of:
+                raise TokenRevoked
+
+
+_EVERY_CHANGES: "weakref.WeakSet[Changes]" = weakref.WeakSet()
+
+
+def _renew_every() -> None:
+    for changes in list(_EVERY_CHANGES):
+        # In the child: the thread stayed behind, and a lock may be held by nobody.
+        changes._renew_locks()  # noqa: SLF001
+
+
+os.register_at_fork(after_in_child=_renew_every)

@@ -1,0 +1,211 @@
+"""Raw API keys at a resource server: handed in at the issuer, a token comes out, and is kept.
+
+Callers who never move keep working.  Their key is exchanged for the very token they would have
+got themselves (RFC 8693), and from then on there is one path for both.
+
+- One exchange per API key and place at a time, however many threads and tasks wait for it.
+- A token is kept until shortly before it expires; a refusal for NEGATIVE seconds.
+- A refused service key, an issuer that is away or answers nonsense: 503, never 401, because it
+  says nothing about the caller.
+
+Memory is by SHA-256 of the key; the key itself is held only while its exchange runs.
+
+Source: RFC 8693 §2.1 (request), §2.2 (answers); RFC 6749 §2.3.1 (our own credentials).
+"""
+
+import math
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple
+
+import httpx2
+
+from coatcheck.durations import FIRST_LOAD_TIMEOUT
+from coatcheck.verifier import errors
+from coatcheck.verifier.errors import VerifierError
+
+Place = Literal["header", "query"]
+
+GRANT_TYPE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"
+#: Seconds for which a refusal is remembered: a caller in a loop does not reach the issuer.
+NEGATIVE: Final = 5
+#: Seconds before its expiry at which a kept token is exchanged anew.
+RENEW_BEFORE: Final = 30
+#: Exchanges under way at once, of different API keys.
+_MOST_AT_ONCE: Final = 8
+_MOST_REMEMBERED: Final = 10_000
+_MAX_ANSWER_BYTES: Final = 16 * 1024
+
+#: The issuer's code → what the caller is told.  Any other code is our own trouble.
+_OF_THE_KEY: Final[Mapping[str, type[VerifierError]]] = {
+    "api_key_unknown": errors.ApiKeyUnknown,
+    "api_key_malformed": errors.ApiKeyMalformed,
+    "api_key_revoked": errors.ApiKeyRevoked,
+    "api_key_expired": errors.ApiKeyExpired,
+    "api_key_disabled": errors.ApiKeyDisabled,
+    "org_suspended": errors.OrgSuspended,
+    "connector_only_in_query": errors.ConnectorOnlyInQuery,
+    "wrong_environment": errors.WrongEnvironment,
+    "invalid_target": errors.WrongAudience,
+}
+
+
+class Exchanged(NamedTuple):
+    """What an exchange brought: a token, or why there is none.
+
+    Attributes:
+        refusal: makes the error; each request raises one of its own.
+        good_until: seconds on a clock that never goes back; what is not good is not remembered.
+    """
+
+    token: str | None
+    refusal: Callable[[], VerifierError] | None
+    good_until: float
+
+    def require_token(self) -> str:
+        """The token.  Raises the refusal if there is none."""
+        if self.token is not None:
+            return self.token
+        assert self.refusal is not None  # noqa: S101 - one of the two is there
+        raise self.refusal()
+
+
+class Exchange:
+    """Exchanges raw API keys at one issuer.  For any number of threads and tasks; fork-safe.
+
+    Args:
+        token_url: the issuer's token endpoint.
+        subject_token_type: what the issuer calls its API keys.
+        audience: the resource server that tokens are for.
+        service_key: this resource server's own API key.
+        monotonic: seconds on a clock that never goes back.
+    """
+
+    def __init__(
+        self,
+        token_url: str,
+        subject_token_type: str,
+        audience: str,
+        service_key: str,
+        *,
+        monotonic: Callable[[], float],
+        trust_env: bool = False,
+    ) -> None:
+        self._token_url = token_url
+        self._subject_token_type = subject_token_type
+        self._audience = audience
+        self._service_key = service_key
+        self._monotonic = monotonic
+        self._trust_env = trust_env
+        self._remembered: dict[tuple[bytes, Place], Exchanged] = {}
+        self._renew()
+        _EVERY_EXCHANGE.add(self)
+
+    def remembered(self, digest: bytes, place: Place) -> Exchanged | None:
+        """What an earlier exchange brought, while it is good.  Never waits."""
+        found = self._remembered.get((digest, place))
+        if found is None or self._monotonic() >= found.good_until:
+            return None
+        return found
+
+    def forget(self, digest: bytes, place: Place) -> None:
+        """Exchange anew next time: the feed has killed the token that was kept."""
+        self._remembered.pop((digest, place), None)
+
+    def begin(
+        self, digest: bytes, place: Place, key: str, client_address: str | None
+    ) -> "Future[Exchanged]":
+        """Exchange a key, or join the exchange of the same key that is under way."""
+        with self._lock:
+            under_way = self._under_way.get((digest, place))
+            if under_way is None:
+                under_way = self._pool.submit(self._run, digest, place, key, client_address)
+                self._under_way[digest, place] = under_way
+            return under_way
+
+    def close(self) -> None:
+        """Let go of connections and threads; exchanges under way are finished."""
+        self._pool.shutdown(wait=False)
+        self._client.close()
+
+    def _run(self, digest: bytes, place: Place, key: str, client_address: str | None) -> Exchanged:
+        try:
+            exchanged = self._exchange(place, key, client_address)
+            if exchanged.good_until > self._monotonic():
+                self._remember((digest, place), exchanged)
+            return exchanged
+        finally:
+            with self._lock:
+                self._under_way.pop((digest, place), None)
+
+    def _exchange(self, place: Place, key: str, client_address: str | None) -> Exchanged:
+        form = {
+            "grant_type": GRANT_TYPE,
+            "client_secret": self._service_key,
+            "subject_token": key,
+            "subject_token_type": self._subject_token_type,
+            "resource": self._audience,
+            "client_address": client_address or "unknown",
+            "presented_in": place,
+        }
+        started_at = self._monotonic()
+        try:
+            answer = self._client.post(self._token_url, data=form)
+            told: Any = answer.json() if len(answer.content) <= _MAX_ANSWER_BYTES else None
+        except (httpx2.HTTPError, ValueError):
+            return self._unavailable()
+        if type(told) is not dict:
+            return self._unavailable()
+        token, expires_in = told.get("access_token"), told.get("expires_in")
+        if answer.status_code == 200 and type(token) is str and type(expires_in) is int:  # noqa: PLR2004
+            # One that lives no longer than the margin is used for as long as it lives.
+            margin = RENEW_BEFORE if expires_in > 2 * RENEW_BEFORE else 0
+            return Exchanged(token, None, started_at + expires_in - margin)
+        if answer.status_code == 429:  # noqa: PLR2004
+            wait_s = _seconds(answer.headers.get("retry-after"))
+            refusal = partial(errors.RateLimited, wait_s)
+            return Exchanged(None, refusal, started_at + min(wait_s, NEGATIVE))
+        error = _OF_THE_KEY.get(str(told.get("code")))
+        is_of_the_key = told.get("error") in ("invalid_request", "invalid_target")
+        if answer.status_code != 400 or error is None or not is_of_the_key:  # noqa: PLR2004
+            return self._unavailable()
+        description = told.get("error_description")
+        text = description if type(description) is str else None
+        return Exchanged(None, partial(error, text), self._monotonic() + NEGATIVE)
+
+    def _unavailable(self) -> Exchanged:
+        return Exchanged(None, partial(errors.IssuerUnavailable, 1), -math.inf)
+
+    def _remember(self, at: tuple[bytes, Place], exchanged: Exchanged) -> None:
+        with self._lock:
+            while len(self._remembered) >= _MOST_REMEMBERED:
+                del self._remembered[next(iter(self._remembered))]
+            self._remembered[at] = exchanged
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+        self._under_way: dict[tuple[bytes, Place], Future[Exchanged]] = {}
+        self._pool = ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="coatcheck-exchange")
+        self._client = httpx2.Client(
+            timeout=FIRST_LOAD_TIMEOUT, follow_redirects=False, trust_env=self._trust_env
+        )
+
+
+def _seconds(text: str | None) -> int:
+    return int(text) if text is not None and text.isascii() and text.isdigit() else 1
+
+
+_EVERY_EXCHANGE: "weakref.WeakSet[Exchange]" = weakref.WeakSet()
+
+
+def _renew_every() -> None:
+    for exchange in list(_EVERY_EXCHANGE):
+        # In the child: threads stayed behind, and a connection belongs to the parent.
+        exchange._renew()  # noqa: SLF001
+
+
+os.register_at_fork(after_in_child=_renew_every)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
+
 from support.deployment import Deployment, a_client, a_deployment
 from support.live import Live, a_service
 

@@ -30,7 +30,8 @@ MAX_LENGTH: Final = 16 + 1 + 16 + 1 + SECRET_LENGTH + CHECKSUM_LENGTH
 _GRAMMAR: Final = re.compile(
     r"(?P<brand>[A-Za-z0-9]{1,16})_(?:(?P<environment>[a-z0-9]{1,16})_)?(?P<rest>[0-9A-Za-z]{38})"
 )
-_PREFIX: Final = re.compile(r"[A-Za-z0-9]{1,16}(?:_[a-z0-9]{1,16})?")
+_BRAND: Final = re.compile(r"[A-Za-z0-9]{1,16}")
+_ENVIRONMENT: Final = re.compile(r"[a-z0-9]{1,16}")
 
 
 class MalformedApiKey(ValueError):
@@ -58,10 +59,10 @@ def prefix_for(brand: str, environment: str | None) -> str:
     Raises:
         ValueError: brand or environment holds anything but letters and digits.
     """
-    prefix = brand if environment is None else f"{brand}_{environment}"
-    if _PREFIX.fullmatch(prefix) is None:
+    fits = _BRAND.fullmatch(brand) and (environment is None or _ENVIRONMENT.fullmatch(environment))
+    if not fits:
         raise ValueError("brand: 1 to 16 letters or digits; environment: likewise, lower case")
-    return prefix
+    return brand if environment is None else f"{brand}_{environment}"
 
 
 def make(prefix: str) -> str:

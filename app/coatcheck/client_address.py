@@ -8,6 +8,7 @@ Source: RFC 7239 §8.1 (forwarded information is only as good as who wrote it).
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 Address = IPv4Address | IPv6Address
@@ -35,6 +36,7 @@ def client_address(
     return address
 
 
+@lru_cache(maxsize=4096)
 def parse(text: str) -> Address | None:
     """An address; an IPv4 one mapped into IPv6 is the IPv4 one.  None for any other text."""
     try:

@@ -29,7 +29,6 @@ from typing import Final, Self
 EVERYTHING: Final = "*"
 PLATFORM_PREFIX: Final = "coatcheck:"
 RESOURCE_SERVER: Final = "coatcheck:resource-server"
-OPERATOR: Final = "coatcheck:operator"
 
 #: Longest scope parameter that is read at all; a token has to fit into 4 KiB with it.
 MAX_LENGTH: Final = 4096

@@ -8,12 +8,19 @@ import pytest
 from starlette.testclient import TestClient
 
 from coatcheck.server.oauth import metadata
-from coatcheck.server.oauth.grants import GRANTS
-from support.deployment import Deployment, form
+from coatcheck.server.oauth.grants import GRANTS, token_exchange
+from support.deployment import ISSUER, Deployment, form
 
 #: By grant type: the parameters of a request that succeeds.  A new grant has its line here.
 REQUESTS: dict[str, Callable[[Deployment], dict[str, str]]] = {
     "client_credentials": lambda deployment: form(deployment.api_key("widgets:read").key),
+    token_exchange.GRANT_TYPE: lambda deployment: {
+        "grant_type": token_exchange.GRANT_TYPE,
+        "client_secret": deployment.api_key("coatcheck:resource-server").key,
+        "subject_token": deployment.api_key("widgets:read").key,
+        "subject_token_type": token_exchange.api_key_token_type(ISSUER),
+        "client_address": "203.0.113.7",
+    },
 }
 
 each_grant = pytest.mark.parametrize("grant", GRANTS, ids=[one.GRANT_TYPE for one in GRANTS])

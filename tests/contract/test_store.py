@@ -247,6 +247,7 @@ def test_the_raw_signing_keys_are_those_of_the_orm(shared: Store) -> None:
         n = next(_counter)
         row = SigningKey(
             kid=f"kid_{n}",
+            purpose=text,
             algorithm=text,
             public_jwk=text,
             sealed_private=blob,
@@ -406,7 +407,7 @@ def test_a_flush_of_usage_evicts_nothing(with_key: Store, other: Store) -> None:
     disable(other, NOON, logged=False)
     for _ in range(3):
         with other.transaction() as tx:
-            tx.add_usage("key_1", 1, NOON)
+            tx.add_usage({"key_1": (1, 0, NOON)})
 
         assert find(with_key, DIGEST).records[DIGEST].disabled_at is None
 
@@ -495,7 +496,7 @@ def test_a_transaction_is_all_or_nothing(with_key: Store) -> None:
         assert row is not None
         row.revoked_at = NOON
         tx.append([a_change("key_1", What.API_KEY_REVOKED)])
-        tx.add_usage("key_1", 1, NOON)
+        tx.add_usage({"key_1": (1, 0, NOON)})
         raise Broken
 
     found = find(with_key, DIGEST, b"2" * 32)

@@ -443,7 +443,7 @@ def test_a_rotated_api_key_keeps_its_shape_and_shows_the_new_mask(
     assert new.key != made.key
 
 
-@pytest.mark.parametrize("overlap_s", [10**11, 10**15])
+@pytest.mark.parametrize("overlap_s", [10**12, 10**15])
 def test_an_overlap_beyond_the_year_9999_is_refused(
     deployment: Deployment, made: Created, overlap_s: int
 ) -> None:

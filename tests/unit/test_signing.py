@@ -42,6 +42,7 @@ def a_record(
     row = signing.new_row(algorithm, SEALING_KEY, now=NOON - DAY, starts_at=starts_at)
     return SigningKeyRecord(
         kid=row.kid,
+        purpose=row.purpose,
         algorithm=row.algorithm,
         public_jwk=row.public_jwk,
         sealed_private=row.sealed_private,
@@ -243,14 +244,14 @@ def test_a_signer_signs_what_its_published_half_verifies(
     """Header and signature as another JOSE library reads them.  RFC 7515 §5.1, RFC 9068 §2.1."""
     ring = a_ring(a_record(algorithm=algorithm))
     signer = ring.signer(algorithm, NOON)
-    signing_input = signer.header_segments[token_type] + b".e30"
-    signature = signer.sign(signing_input)
+    signing_input, _, signature = signer.sign(token_type, b"{}").rpartition(b".")
 
     header = json.loads(base64url_decode(signer.header_segments[token_type]))
     jwk = jwt.PyJWK(dict(ring.key_set(NOON)["keys"][0]))
 
     assert header == {"typ": token_type, "alg": algorithm, "kid": signer.kid}
-    assert jwk.Algorithm.verify(signing_input, jwk.key, signature)
+    assert signing_input == signer.header_segments[token_type] + b".e30"
+    assert jwk.Algorithm.verify(signing_input, jwk.key, base64url_decode(signature))
 
 
 def test_private_halves_lie_sealed_under_their_kid() -> None:

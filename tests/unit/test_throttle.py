@@ -5,7 +5,7 @@ from ipaddress import ip_address
 import pytest
 
 from coatcheck.client_address import Address
-from coatcheck.server.throttle import Throttle
+from coatcheck.server.throttle import Throttle, by_address
 
 LIMIT = 5
 HERE = ip_address("198.51.100.7")
@@ -13,7 +13,7 @@ HERE = ip_address("198.51.100.7")
 
 def guesses_allowed(throttle: Throttle, address: Address | None, tries: int = 3 * LIMIT) -> int:
     """How many of so many guesses in a row pass."""
-    return sum(throttle.retry_after(address) is None for _ in range(tries))
+    return sum(throttle.retry_after(by_address(address)) is None for _ in range(tries))
 
 
 def is_at_the_limit(allowed: int) -> bool:
@@ -37,7 +37,7 @@ def test_a_guesser_is_told_when_to_come_back() -> None:
     throttle = Throttle(LIMIT)
     guesses_allowed(throttle, HERE)
 
-    wait = throttle.retry_after(HERE)
+    wait = throttle.retry_after(by_address(HERE))
 
     assert type(wait) is int
     assert 1 <= wait <= 60
@@ -56,7 +56,7 @@ def test_a_subscribers_ipv6_addresses_are_one_guesser() -> None:
     throttle = Throttle(LIMIT)
     addresses = [ip_address(f"2001:db8:0:1:{n:x}::1") for n in range(1, 3 * LIMIT)]
 
-    allowed = sum(throttle.retry_after(one) is None for one in addresses)
+    allowed = sum(throttle.retry_after(by_address(one)) is None for one in addresses)
 
     assert is_at_the_limit(allowed)
 

@@ -7,6 +7,7 @@ import typer
 
 from coatcheck.cli import output
 from coatcheck.cli.output import Exit
+from coatcheck.durations import ROTATION_OVERLAP
 
 if TYPE_CHECKING:
     from coatcheck.cli.local import Local
@@ -51,8 +52,8 @@ def create(
         new = api_keys.NewApiKey(
             organization_id=_organization(here, org),
             name=name,
-            scopes=_words(scope),
-            audiences=_words(audience),
+            scopes=_words("scope", scope),
+            audiences=_words("audience", audience),
             environment=env,
             expires_at=None if expires is None else forms.moment("expires", expires, now),
         )
@@ -131,8 +132,11 @@ def revoke(key_id: KeyId, yes: output.Yes = False, json: output.Json = False) ->
 def rotate(
     key_id: KeyId,
     overlap: Annotated[
-        str, typer.Option(help="How long the old secret goes on working: 24h, 7d, or 0.")
-    ] = "24h",
+        str,
+        typer.Option(
+            help="How long the old secret goes on working: 24h, 7d, or 0.", show_default="a day"
+        ),
+    ] = f"{ROTATION_OVERLAP}s",
     json: output.Json = False,
 ) -> None:
     """Give an API key a new secret, shown once; the id stays."""
@@ -164,9 +168,13 @@ def _organization(here: "Local", org: str | None) -> str:
     return organizations[0].id
 
 
-def _words(values: list[str] | None) -> list[str]:
+def _words(option: str, values: list[str] | None) -> list[str]:
     """Repeated options, each of which may hold several words: the way scopes are written."""
-    return [word for value in values or [] for word in value.split()]
+    words = [word for value in values or [] for word in value.split()]
+    if values and not words:
+        # An unset variable in a script must not become a key that may do everything.
+        output.fail(Exit.USAGE, f"--{option} is empty: name one, or leave the option out")
+    return words
 
 
 def _show_secret(created: "Created", json: bool) -> None:

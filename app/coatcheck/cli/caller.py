@@ -27,6 +27,7 @@ Issuer = Annotated[
 
 
 def token(
+    extra: Annotated[str | None, typer.Argument(hidden=True)] = None,
     issuer: Issuer = None,
     scope: Annotated[list[str] | None, typer.Option(help="What to ask for; may repeat.")] = None,
     resource: Annotated[
@@ -45,6 +46,13 @@ def token(
     The key comes from --api-key-stdin, --api-key-file, COATCHECK_API_KEY or
     COATCHECK_API_KEY_FILE; never from an argument, which every user of the machine can read.
     """
+    if extra is not None:
+        # Not repeated: it is most likely the API key.
+        output.fail(
+            Exit.USAGE,
+            "an API key is never an argument, others on this machine can read those: use"
+            " --api-key-stdin, --api-key-file or COATCHECK_API_KEY",
+        )
     form = {
         "grant_type": "client_credentials",
         "client_secret": _api_key(api_key_file, from_stdin=api_key_stdin),

@@ -100,7 +100,7 @@ class Allowance:
             and self.organization_id == wider.organization_id
             and self.environment == wider.environment
             and set(self.audiences) <= set(wider.audiences)
-            and not wider.scopes.missing(self.scopes)
+            and (self.scopes is wider.scopes or not wider.scopes.missing(self.scopes))
             and (
                 wider.expires_at is None
                 or (self.expires_at is not None and self.expires_at <= wider.expires_at)

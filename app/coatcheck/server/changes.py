@@ -58,7 +58,8 @@ class Change:
         wider: the subject next above it, which stands for it once there are too many of them: a
             token's API key, an API key's organization.
         at: seconds since the epoch.
-        change_id: makes a repeated write find the first one instead of adding a second.
+        change_id: unique; a write that is repeated after an unknown outcome says the same one,
+            so that there is never a second row.
     """
 
     what: What
@@ -66,6 +67,6 @@ class Change:
     actor: Actor
     at: int
     organization_id: str | None = None
-    wider: str = EVERYTHING
     detail: dict[str, object] = field(default_factory=dict)
     change_id: str = field(default_factory=lambda: base62.random_text(22))
+    wider: str = EVERYTHING

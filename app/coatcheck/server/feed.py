@@ -16,8 +16,6 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from jwt.utils import base64url_encode
-
 from coatcheck import feed_profile
 from coatcheck.durations import FEED_FRESH, FEED_POLL, FEED_STALE, FEED_WAKE_MIN, FEED_WINDOW
 from coatcheck.server.changes import What
@@ -177,6 +175,4 @@ class Feed:
             "entries": entries(row for row in self._narrowings if row.at >= now - FEED_WINDOW),
             "kids": list(self._kids),
         }
-        header = signer.header_segments[feed_profile.TYPE]
-        signing_input = header + b"." + base64url_encode(_to_json(claims).encode())
-        return signing_input + b"." + base64url_encode(signer.sign(signing_input))
+        return signer.sign(feed_profile.TYPE, _to_json(claims).encode())

@@ -1,17 +1,28 @@
-"""Listening: uvicorn with the options that this service needs.
+"""Listening: uvicorn with the limits that this service needs.
+
+httptools bounds neither the head of a request nor the time it takes; `Protocol` does both.
 
 Proxy headers are uvicorn's no more than ours: the client's address is worked out in one place,
 `coatcheck.client_address`.  There is no access log: a URL may hold what somebody put there by
 mistake.
 """
 
+import asyncio
+import json
 import logging
 import socket
+from http import HTTPStatus
 from typing import Any, Final
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
+
+#: RFC 6585 §5: request line and headers together.
+MAX_HEAD_BYTES: Final = 32 * 1024
+#: Seconds from the first byte of a request, or of a connection, to the end of its head.
+HEAD_TIMEOUT: Final = 15
 
 _BACKLOG: Final = 2048
 #: Seconds that requests under way get when the service stops.
@@ -26,6 +37,83 @@ _LOGGING: Final[dict[str, Any]] = {
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"level": "INFO", "handlers": ["stderr"]},
 }
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's protocol with an end to the patience for heads, long or slow."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_bytes = 0
+        self._is_too_large = False
+        #: When the head began that is not complete yet; None while there is none.
+        self._head_since: float | None = self.loop.time()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._watcher.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._head_since is None and (self.cycle is None or self.cycle.response_complete):
+            self._head_since = self.loop.time()
+        if self._head_since is not None:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        # Still no end of the head: httptools holds a header until it is complete.
+        if self._head_since is not None and self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, "The head of the request is larger than 32 KiB.")
+
+    def on_message_begin(self) -> None:
+        if self._head_since is None:
+            self._head_since = self.loop.time()
+        self._parsed_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + len(b": \r\n"))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._head_since = None
+        self._head_bytes = 0
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        if self._is_too_large:
+            self._refuse(431, "The head of the request is larger than 32 KiB.")
+        else:
+            self._refuse(400, "The request is no HTTP/1.1 request.")
+
+    def _count(self, more_bytes: int) -> None:
+        """Bound a head that arrives at once, within one piece of data."""
+        self._parsed_bytes += more_bytes
+        if self._parsed_bytes > MAX_HEAD_BYTES:
+            self._is_too_large = True
+            raise ValueError("too large")  # httptools ends the parsing, uvicorn says 400
+
+    def _watch(self) -> None:
+        since = self._head_since
+        if since is not None and self.loop.time() - since > HEAD_TIMEOUT:
+            self.transport.close()
+        # One timer for the connection, not one for each request.
+        self._watcher = self.loop.call_later(HEAD_TIMEOUT / 2, self._watch)
+
+    def _refuse(self, status: int, sentence: str) -> None:
+        if self.transport.is_closing():
+            return
+        error = {"error": "invalid_request", "error_description": sentence}
+        body = json.dumps(error | {"code": "invalid_request"})
+        self.transport.write(
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+            f"cache-control: no-store\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
+            f"\r\n{body}".encode()
+        )
+        self.transport.close()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -60,7 +148,7 @@ def run(bound: socket.socket, *, workers: int) -> int:
         factory=True,
         workers=workers,
         loop="uvloop",
-        http="httptools",
+        http=Protocol,
         ws="none",
         lifespan="on",
         access_log=False,

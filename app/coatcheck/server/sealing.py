@@ -14,7 +14,7 @@ import hashlib
 import os
 import secrets
 import stat
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +58,7 @@ class SealingKey:
         """
         try:
             return self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], name.encode())
-        except InvalidTag:
+        except (InvalidTag, ValueError):
             raise BadSealingKey(
                 f"sealing key {self.id} does not open {name}: the record was altered"
             ) from None
@@ -134,14 +134,20 @@ def load(keys_dir: Path) -> SealingKeys:
             f"COATCHECK_KEYS_DIR: there is no directory {keys_dir}: run coatcheck init,"
             " or mount the directory that holds the sealing key"
         )
-    _require_closed(keys_dir, keys_dir.stat(), "0700", "chmod 700")
-    paths = sorted(keys_dir.glob(_PATTERN), key=lambda path: path.stat().st_mtime, reverse=True)
-    if not paths:
+    try:
+        _require_closed(keys_dir, keys_dir.stat(), "0700", "chmod 700")
+        found = [(path.stat().st_mtime, path) for path in keys_dir.glob(_PATTERN)]
+        paths = [path for _, path in sorted(found, reverse=True)]
+        sealing_keys = [_read(path, keys_dir) for path in paths]
+    except OSError as error:
+        raise BadSealingKey(
+            f"a sealing key in {keys_dir} cannot be read ({error.strerror}): mend or remove it"
+        ) from None
+    if not sealing_keys:
         raise BadSealingKey(
             f"there is no sealing key in {keys_dir}: put the deployment's sealing-*.key there;"
             " a new deployment gets one from coatcheck init"
         )
-    sealing_keys = [_read(path, keys_dir) for path in paths]
     return SealingKeys({sealing_key.id: sealing_key for sealing_key in sealing_keys})
 
 
@@ -151,7 +157,7 @@ def _read(path: Path, keys_dir: Path) -> SealingKey:
         raise BadSealingKey(f"{path} points out of {keys_dir}: put the file itself there")
     _require_closed(real, real.stat(), "0600", "chmod 600")
     try:
-        key = urlsafe_b64decode(real.read_bytes().strip())
+        key = b64decode(real.read_bytes().strip(), altchars=b"-_", validate=True)
     except ValueError:
         key = b""
     if len(key) != _KEY_BYTES:

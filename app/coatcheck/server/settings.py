@@ -36,8 +36,12 @@ def _issuer(value: str) -> str:
     url = urlsplit(value)
     if url.scheme not in ("http", "https") or not url.hostname or not is_audience(value):
         raise ValueError("an http(s) URL such as https://auth.example.com")
-    if url.query or url.fragment or url.username is not None or value.endswith("/"):
+    if "?" in value or url.username is not None or value.endswith("/"):
         raise ValueError("no query, fragment, user or trailing slash, such as https://a.example")
+    try:
+        _ = url.port
+    except ValueError:
+        raise ValueError("the port is a number up to 65535") from None
     return value
 
 
@@ -49,7 +53,10 @@ def _audience(value: str | None) -> str | None:
 
 def _networks(value: object) -> object:
     if isinstance(value, str):
-        return tuple(ip_network(part) for part in value.replace(",", " ").split())
+        try:
+            return tuple(ip_network(part) for part in value.replace(",", " ").split())
+        except ValueError:
+            raise ValueError("networks such as 10.0.0.0/8, separated by commas") from None
     return value
 
 

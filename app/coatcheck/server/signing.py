@@ -79,9 +79,14 @@ class Signer:
     _private: Any = field(repr=False)
     _jwt_algorithm: JwtAlgorithm = field(repr=False)
 
-    def sign(self, signing_input: bytes) -> bytes:
-        """The JWS signature over `header.payload`.  Source: RFC 7515 §5.1."""
-        return self._jwt_algorithm.sign(signing_input, self._private)
+    def sign(self, typ: str, payload: bytes) -> bytes:
+        """A JWS in compact serialization.  Source: RFC 7515 §5.1.
+
+        The header was serialized once per signing key; only the payload is new.
+        """
+        signing_input = self.header_segments[typ] + b"." + base64url_encode(payload)
+        signature = self._jwt_algorithm.sign(signing_input, self._private)
+        return signing_input + b"." + base64url_encode(signature)
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,7 @@ class Usage:
             return
         try:
             with self._store.transaction() as tx:
-                for api_key_id, count in counts.items():
-                    tx.add_usage(api_key_id, *count)
+                tx.add_usage(counts)
         except StoreUnavailable as error:
             for api_key_id, count in counts.items():
                 self._add(api_key_id, count)

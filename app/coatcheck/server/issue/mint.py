@@ -5,8 +5,6 @@ Source: RFC 7515 §5.1 (JWS compact serialization), RFC 9068 §2.1 (header).
 
 from dataclasses import dataclass
 
-from jwt.utils import base64url_encode
-
 from coatcheck.server.signing import Signer
 from coatcheck.token_profile import CheckedClaims, TokenType
 
@@ -34,7 +32,6 @@ class Issued:
 def mint(
     claims: CheckedClaims, signer: Signer, token_type: TokenType, *, scope: str, api_key_id: str
 ) -> Issued:
-    """Sign.  The header was serialized once per signing key; only the payload is new."""
-    signing_input = signer.header_segments[token_type] + b"." + base64url_encode(claims.payload)
-    token = signing_input + b"." + base64url_encode(signer.sign(signing_input))
-    return Issued(token.decode("ascii"), scope, claims.expires_in_s, api_key_id)
+    """Sign what was checked."""
+    token = signer.sign(token_type, claims.payload).decode("ascii")
+    return Issued(token, scope, claims.expires_in_s, api_key_id)

@@ -221,26 +221,29 @@ def rotate(store: Store, api_key_id: str, actor: Actor, *, overlap_s: int, now: 
     Raises:
         NotFound: there is none of this id.
         Conflict: it was revoked or has expired.
+        Invalid: the overlap is longer than anything lasts.
     """
+    ends_at = now + overlap_s
+    if ends_at > forms.LATEST:
+        raise Invalid("overlap", "lies beyond the year 9999")
     with store.transaction() as tx:
         row = _existing(tx, api_key_id)
         _require_not_revoked(row)
         if row.expires_at is not None and row.expires_at <= now:
             raise Conflict(f"{row.id} has expired: create a new API key")
-        ends_at = now + overlap_s
-        cut_short = overlap_s < TOKEN_LIFETIME
+        tokens_outlive_it = overlap_s < TOKEN_LIFETIME
         for secret in tx.secrets(row.id):
             if secret.expires_at is None:
                 secret.expires_at = ends_at
             elif secret.expires_at > now:
                 secret.expires_at = now
-                cut_short = True
+                tokens_outlive_it = True
         key = apikey.make(row.mask.rpartition("_")[0])
         row.mask = apikey.mask(key)
         tx.add(_secret(key, row.id, now))
         changes = [_change(What.API_KEY_ROTATED, row, actor, now, overlapSeconds=overlap_s)]
-        if cut_short:
-            # Tokens made from the old secret would outlive it: they end here.
+        if tokens_outlive_it:
+            # Those made from the old secret end here.
             changes.append(_change(What.API_KEY_OVERLAP_ENDED, row, actor, now))
         tx.append(changes)
         return Created(key, _shown(tx, row, now))
@@ -430,6 +433,8 @@ def _checked(catalog: Catalog, new: NewApiKey, now: int, issuer: str) -> _Templa
         scopes = Scopes.of(new.scopes or (EVERYTHING,))
     except MalformedScope as error:
         raise Invalid("scopes", str(error)) from None
+    if not scopes:
+        raise Invalid("scopes", "must not be empty")
     template = _Template(
         organization_id=new.organization_id,
         name=forms.name(new.name),

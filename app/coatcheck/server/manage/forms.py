@@ -15,7 +15,7 @@ MAX_NAME_LENGTH: Final = 100
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION: Final = re.compile(r"([0-9]{1,9})([smhd])")
 #: The last second that every database and every client can write down.
-_LATEST: Final = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp())
+LATEST: Final = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp())
 #: Control, format (writing direction, zero width), surrogate, private use, separators of lines.
 _REFUSED_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
@@ -65,7 +65,7 @@ def moment(field: str, text: str, now: int) -> int:
     at = now + duration(field, text) if span else _calendar(field, text)
     if at <= now:
         raise Invalid(field, "lies in the past")
-    if at > _LATEST:
+    if at > LATEST:
         raise Invalid(field, "lies beyond the year 9999")
     return at
 

@@ -7,6 +7,7 @@ or letters beyond ASCII.
 Source: RFC 6749 §5.2, RFC 8707 §2 (invalid_target), RFC 7009 §2.2.1.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,8 +15,11 @@ from typing import Final
 
 from authlib.oauth2.rfc6749.errors import OAuth2Error
 
+from coatcheck import apikey
 from coatcheck.restrictions import Reason, Refusal
 
+#: The form of an API key anywhere in a text.
+_API_KEY: Final = re.compile(r"[A-Za-z0-9_]+_[0-9A-Za-z]{38,}")
 #: How much of a list of names goes into a sentence.
 _LONGEST_LIST: Final = 400
 
@@ -201,7 +205,7 @@ def from_row(row: _Row) -> OAuthError:
 def from_refusal(refusal: Refusal) -> OAuthError:
     """The error that the outside sees for a refusal."""
     row = _ROWS[refusal.reason]
-    names = [str(grant) for grant in refusal.scopes or ()] or list(refusal.allowed)
+    names = [_tellable(str(grant)) for grant in refusal.scopes or ()] or list(refusal.allowed)
     sentence = row.sentence.format(date=_date(refusal.at), names=_list(names))
     return OAuthError(row.error, row.code, sentence)
 
@@ -221,6 +225,11 @@ def bad_subject(refusal: Refusal | Exception) -> OAuthError:
     if error.error in _OF_THE_RESOURCE:
         return error
     return OAuthError("invalid_request", error.code, error.text)
+
+
+def _tellable(scope: str) -> str:
+    """A scope that was asked for; an API key that was typed into the wrong field is masked."""
+    return _API_KEY.sub(lambda key: apikey.mask(key[0]), scope)
 
 
 def _date(at: int | None) -> str:

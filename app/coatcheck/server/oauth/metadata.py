@@ -128,6 +128,7 @@ class KeySetEndpoint:
         body = json.dumps(ring.key_set(int(self._clock()))).encode()
         etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
         headers = _HEADERS | {"ETag": etag}
-        if etag in request.headers.get("if-none-match", ""):
+        known = ", ".join(request.headers.getlist("if-none-match"))
+        if known.strip() == "*" or etag in known:
             return Response(status_code=304, headers=headers)
         return Response(body, headers=headers, media_type="application/jwk-set+json")

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.dialects import sqlite as sqlite_dialect
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, IntegrityError
 from sqlalchemy.pool import StaticPool
 from sqlmodel import Session
 
@@ -68,6 +68,7 @@ class SqliteStore:
         self._write_lock = threading.Lock()
         self._file: tuple[int, int] | None = None
         self._look_again_at = 0.0
+        self._patience_s = float(BUSY_TIMEOUT)
         self._data_version = -1
         self._head = -1
         self._records: dict[bytes, ApiKeyRecord] = {}
@@ -135,16 +136,10 @@ class SqliteStore:
 
     @contextmanager
     def transaction(self, *, read_only: bool = False) -> Iterator[Transaction]:
-        with self._write_lock:
-            self._require_file()
-            engine = self._writer()
-            if read_only:
-                engine = engine.execution_options(**{_READ_ONLY: True})
-            try:
-                with Session(engine, expire_on_commit=False) as session, session.begin():
-                    yield Transaction(session)
-            except OperationalError as error:
-                raise self._unavailable(error.orig) from None
+        with self._writing() as engine:
+            bind = engine.execution_options(**{_READ_ONLY: read_only})
+            with Session(bind, expire_on_commit=False) as session, session.begin():
+                yield Transaction(session)
 
     # --- schema
 
@@ -156,11 +151,11 @@ class SqliteStore:
             if not create:
                 raise StoreMissing(self._missing())
             self._create_file()
-        with self._write_lock:
+        with self._writing() as engine:
             # The mode is kept in the file; it cannot be changed within a transaction.
             with closing(self._connect()) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")
-            return migrations.upgrade(self._writer())
+            return migrations.upgrade(engine)
 
     def check_schema(self) -> None:
         self._require_file()
@@ -183,6 +178,7 @@ class SqliteStore:
         if self._engine is not None:
             self._engine.dispose()
         self._reader, self._engine, self._file = None, None, None
+        self._look_again_at = 0.0
         self._data_version = self._head = -1
         self._records.clear()
 
@@ -206,13 +202,32 @@ class SqliteStore:
                 self._data_version = -1
             raise self._unavailable(error) from None
 
+    @contextmanager
+    def _writing(self) -> Iterator[Engine]:
+        """The right to write, one thread at a time; all who wait are told at the same time."""
+        asked_at = time.monotonic()
+        if not self._write_lock.acquire(timeout=BUSY_TIMEOUT):
+            raise self._unavailable("another write takes too long")
+        try:
+            self._require_file()
+            self._patience_s = max(0.0, BUSY_TIMEOUT - (time.monotonic() - asked_at))
+            yield self._writer()
+        except IntegrityError:
+            raise
+        except DatabaseError as error:
+            raise self._unavailable(error.orig) from None
+        except sqlite3.Error as error:
+            raise self._unavailable(error) from None
+        finally:
+            self._write_lock.release()
+
     def _writer(self) -> Engine:
         if self._engine is None:
             # hide_parameters: a failed statement's text would print digests otherwise.
             self._engine = create_engine(
                 "sqlite://", creator=self._connect, poolclass=StaticPool, hide_parameters=True
             )
-            event.listen(self._engine, "begin", _begin)
+            event.listen(self._engine, "begin", self._begin)
         return self._engine
 
     def _connect(self) -> sqlite3.Connection:
@@ -251,12 +266,13 @@ class SqliteStore:
     def _missing(self) -> str:
         return f"there is no database at {self.path}: run coatcheck init, or mount the file"
 
-    def _unavailable(self, error: BaseException | None) -> StoreUnavailable:
+    def _begin(self, connection: Connection) -> None:
+        # What was waited for other threads is not waited again for other processes.
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {self._patience_s * 1000:.0f}")
+        # The write lock is taken at once: two transactions that read first and write later would
+        # otherwise fail on each other instead of waiting.
+        read_only = connection.get_execution_options().get(_READ_ONLY, False)
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    def _unavailable(self, error: object) -> StoreUnavailable:
         return StoreUnavailable(f"the database {self.path} did not answer: {error}")
-
-
-def _begin(connection: Connection) -> None:
-    # The write lock is taken at once: two transactions that read first and write later would
-    # otherwise fail on each other instead of waiting.
-    read_only = connection.get_execution_options().get(_READ_ONLY, False)
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

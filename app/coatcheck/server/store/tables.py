@@ -94,7 +94,7 @@ class ApiKeyUsage(SQLModel, table=True):
 
     api_key_id: str = Field(foreign_key="api_keys.id", primary_key=True)
     tokens_issued: int = Field(sa_type=BigInteger)
-    raw_key_uses: int = Field(sa_type=BigInteger)
+    raw_key_uses: int = Field(sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
     """Those of them that a resource server got because a caller sent it the key itself."""
     last_used_at: int = Field(sa_type=BigInteger)
 
@@ -106,7 +106,7 @@ class SigningKey(SQLModel, table=True):
 
     kid: str = Field(primary_key=True)
     """RFC 7638 thumbprint of the public half."""
-    purpose: str
+    purpose: str = Field(sa_column_kwargs={"server_default": "token"})
     """What it signs: `token` or `feed`."""
     algorithm: str
     public_jwk: str
@@ -136,7 +136,7 @@ class ChangeRow(SQLModel, table=True):
     at: int = Field(sa_type=BigInteger)
     what: str
     subject: str
-    wider: str
+    wider: str = Field(sa_column_kwargs={"server_default": "*"})
     narrows: bool
     organization_id: str | None = None
     actor: str

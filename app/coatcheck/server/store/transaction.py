@@ -5,11 +5,11 @@ line, never on the token path.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Final
 
-from sqlalchemy import insert, update
+from sqlalchemy import insert
 from sqlmodel import Session, SQLModel, col, func, select
 
 from coatcheck.server.changes import Change
@@ -117,28 +117,35 @@ class Transaction:
         ).all()
         return {usage.api_key_id: usage for usage in found}
 
-    def add_usage(
-        self, api_key_id: str, tokens_issued: int, raw_key_uses: int, last_used_at: int
-    ) -> None:
-        """Add to what was counted before.  A key that no longer exists is passed over."""
-        added = self._session.execute(
-            update(ApiKeyUsage)
-            .where(col(ApiKeyUsage.api_key_id) == api_key_id)
-            .values(
-                tokens_issued=col(ApiKeyUsage.tokens_issued) + tokens_issued,
-                raw_key_uses=col(ApiKeyUsage.raw_key_uses) + raw_key_uses,
-                last_used_at=last_used_at,
-            )
+    def add_usage(self, counts: Mapping[str, tuple[int, int, int]]) -> None:
+        """Add to what was counted before.  An API key that does not exist is passed over.
+
+        Args:
+            counts: by API key id: tokens issued, raw-key uses, last use in seconds since the
+                epoch.
+        """
+        ids = list(counts)
+        for start in range(0, len(ids), _BATCH):
+            self._add_usage({key: counts[key] for key in ids[start : start + _BATCH]})
+
+    def _add_usage(self, counts: Mapping[str, tuple[int, int, int]]) -> None:
+        before = self._session.exec(
+            select(ApiKeyUsage).where(col(ApiKeyUsage.api_key_id).in_(counts))
+        ).all()
+        known = {row.api_key_id: row for row in before}
+        for api_key_id, row in known.items():
+            tokens_issued, raw_key_uses, last_used_at = counts[api_key_id]
+            row.tokens_issued += tokens_issued
+            row.raw_key_uses += raw_key_uses
+            # A worker that was cut off for a while must not turn the last use back.
+            row.last_used_at = max(row.last_used_at, last_used_at)
+        unknown = [api_key_id for api_key_id in counts if api_key_id not in known]
+        existing = self._session.exec(select(ApiKey.id).where(col(ApiKey.id).in_(unknown))).all()
+        names = ("tokens_issued", "raw_key_uses", "last_used_at")
+        self._insert(
+            ApiKeyUsage,
+            [{"api_key_id": key, **dict(zip(names, counts[key], strict=True))} for key in existing],
         )
-        if added.rowcount == 0 and self.api_key(api_key_id) is not None:  # type: ignore[attr-defined]
-            self._session.add(
-                ApiKeyUsage(
-                    api_key_id=api_key_id,
-                    tokens_issued=tokens_issued,
-                    raw_key_uses=raw_key_uses,
-                    last_used_at=last_used_at,
-                )
-            )
 
     # --- signing keys
 

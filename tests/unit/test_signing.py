@@ -366,7 +366,7 @@ def test_while_a_signing_key_waits_another_rotation_is_refused(
         hand.rotate(NOON + later, at_once=at_once)
 
     assert hand.store.head() == before
-    assert len(hand.store.signing_keys()) == len(signing.GENERATE) + 1
+    assert len(hand.store.signing_keys()) == len(signing.LINES) + 1
 
 
 def test_once_it_has_started_the_next_rotation_is_fine(hand: Hand) -> None:
@@ -407,7 +407,7 @@ def test_of_two_operators_who_rotate_at_once_one_wins(
 
     assert (len(made), len(told)) == (1, 1), outcomes
     assert made[0] in str(told[0])
-    assert len(hand.store.signing_keys()) == len(signing.GENERATE) + 1
+    assert len(hand.store.signing_keys()) == len(signing.LINES) + 1
 
 
 def at_once(actions: list[Callable[[], str]]) -> list[object]:
@@ -435,7 +435,9 @@ def test_the_only_signing_key_is_not_withdrawn_by_accident(hand: Hand) -> None:
     only = hand.signs(NOON)
     before = hand.store.head()
 
-    with pytest.raises(SigningKeyConflict, match=r"rotate --algorithm ES256 --now first"):
+    with pytest.raises(
+        SigningKeyConflict, match=r"rotate --for token --algorithm ES256 --now first"
+    ):
         hand.withdraw(only, NOON)
 
     assert hand.signs(NOON) == only

@@ -25,12 +25,15 @@ def list_keys(json: Json = False) -> None:
         output.document(told)
         return
     rows = [[str(value or "") for value in one.values()] for one in told]
-    output.table(("KID", "ALG", "STATE", "CREATED", "STARTS", "ENDS", "WITHDRAWN"), rows)
+    output.table(("KID", "FOR", "ALG", "STATE", "CREATED", "STARTS", "ENDS", "WITHDRAWN"), rows)
 
 
 @app.command("rotate")
 def rotate(
     algorithm: Annotated[str, typer.Option(help="ES256 or RS256.")] = "ES256",
+    purpose: Annotated[
+        str, typer.Option("--for", help="What it signs: token, or feed (of revocations).")
+    ] = "token",
     now: Annotated[
         bool, typer.Option("--now", help="Sign with it at once, not only a day from now.")
     ] = False,
@@ -41,11 +44,20 @@ def rotate(
     from coatcheck.server import sealing, signing
 
     with local.deployment() as here:
-        known = next((name for name in signing.GENERATE if name == algorithm), None)
-        if known is None:
-            output.fail(Exit.USAGE, f"--algorithm is one of {', '.join(signing.GENERATE)}")
+        line = next((line for line in signing.LINES if line == (purpose, algorithm)), None)
+        if line is None:
+            lines = " or ".join(f"--for {one} --algorithm {name}" for one, name in signing.LINES)
+            output.fail(Exit.USAGE, f"there is {lines}")
         sealing_key = sealing.load(here.settings.keys_dir).newest()
-        kid = signing.rotate(here.store, sealing_key, known, here.actor, now=here.now, at_once=now)
+        kid = signing.rotate(
+            here.store,
+            sealing_key,
+            line[1],
+            here.actor,
+            now=here.now,
+            at_once=now,
+            purpose=line[0],
+        )
         _print(here, kid, json)
 
 
@@ -90,6 +102,7 @@ def _told(signing_key: "SigningKey", now: int) -> dict[str, object]:
 
     return {
         "kid": signing_key.kid,
+        "purpose": signing_key.purpose,
         "algorithm": signing_key.algorithm,
         "state": signing_key.state(now),
         "createdAt": rfc3339(signing_key.created_at),

@@ -38,7 +38,7 @@ from coatcheck.server.oauth.revocations import RevocationsEndpoint
 from coatcheck.server.oauth.revoke import Revocation, RevocationEndpoint
 from coatcheck.server.oauth.wire import Receive, Scope, Send, json_reply
 from coatcheck.server.settings import Settings
-from coatcheck.server.signing import NoSigner, RingKeeper
+from coatcheck.server.signing import FEED_ALGORITHM, NoSigner, RingKeeper
 from coatcheck.server.store import SchemaMismatch, Store, StoreUnavailable, open_store
 from coatcheck.server.throttle import Throttle
 from coatcheck.server.usage import Usage
@@ -237,6 +237,7 @@ def readiness(store: Store, ring: RingKeeper, catalog: Catalog, now: int) -> dic
         current = ring.at(store.head())
         for audience in catalog.audiences.values():
             current.signer(audience.algorithm, now)
+        current.signer(FEED_ALGORITHM, now, "feed")
     except (NoSigner, StoreUnavailable) as error:
         checks["signing_key"] = str(error)
     return checks

@@ -336,9 +336,9 @@ def withdraw(store: Store, kid: str, actor: Actor, *, now: int, force: bool = Fa
             raise UnknownSigningKey(kid)
         if row.withdrawn_at is not None:
             return False
+        some_signed = _some_sign(map(_record, tx.signing_keys()), row, now)
         row.withdrawn_at = now
-        records = [_record(other) for other in tx.signing_keys()]
-        if not force and not _some_sign(records, row, now):
+        if some_signed and not force and not _some_sign(map(_record, tx.signing_keys()), row, now):
             raise SigningKeyConflict(
                 f"{kid} is the only {row.algorithm} key that can sign {row.purpose}s: run coatcheck"
                 f" signing-keys rotate --for {row.purpose} --algorithm {row.algorithm} --now"
@@ -435,8 +435,9 @@ def _record(row: SigningKeyRow) -> SigningKeyRecord:
     )
 
 
-def _some_sign(records: list[SigningKeyRecord], like: SigningKeyRow, now: int) -> bool:
+def _some_sign(records: Iterable[SigningKeyRecord], like: SigningKeyRow, now: int) -> bool:
     """Whether any signing key of this purpose and algorithm may sign."""
+    records = list(records)
     ends_at = _ends(records)
     return any(
         (record.purpose, record.algorithm) == (like.purpose, like.algorithm)

@@ -67,39 +67,61 @@ class Deployment:
         made: dict[str, Any] = json.loads(done.stdout)
         return made
 
-    @contextmanager
-    def running(self, folder: Path) -> Iterator[list["subprocess.Popen[bytes]"]]:
-        """Service and resource server, until the block ends; their logs are in the folder."""
-        service_port = self.issuer.rpartition(":")[2]
-        audience_port = self.audience.rpartition(":")[2]
-        serve = ["-m", "coatcheck.cli", "serve", "--port", service_port]
-        example = ["-m", "uvicorn", "--app-dir", str(EXAMPLES), "resource_server:app"]
-        commands = {
-            "service": (serve, f"{self.issuer}/readyz"),
+    def start(self, name: str, folder: Path, **secrets: str) -> "subprocess.Popen[bytes]":
+        """Start `service` or `resource-server` and wait until it answers.
+
+        Args:
+            folder: where its log goes.
+            secrets: settings for this process alone.
+        """
+        arguments, url = {
+            "service": (
+                ["-m", "coatcheck.cli", "serve", "--port", _port(self.issuer)],
+                f"{self.issuer}/readyz",
+            ),
             "resource-server": (
-                [*example, "--port", audience_port, "--no-access-log"],
+                [
+                    *("-m", "uvicorn", "--app-dir", str(EXAMPLES), "resource_server:app"),
+                    *("--port", _port(self.audience), "--no-access-log"),
+                ],
                 f"{self.audience}/",
             ),
-        }
-        processes: list[subprocess.Popen[bytes]] = []
+        }[name]
+        log_path = folder / f"{name}.log"
+        with log_path.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                env={**os.environ, **self.environment, **secrets},
+                stdout=log,
+                stderr=log,
+            )
+        _wait_for(url, process, log_path)
+        return process
+
+    @contextmanager
+    def running(
+        self, folder: Path, service_key: str
+    ) -> Iterator[dict[str, "subprocess.Popen[bytes]"]]:
+        """Service and resource server, until the block ends.
+
+        Args:
+            service_key: the resource server's own API key.
+        """
+        processes = {"service": self.start("service", folder)}
         try:
-            for name, (arguments, url) in commands.items():
-                log_path = folder / f"{name}.log"
-                with log_path.open("wb") as log:
-                    process = subprocess.Popen(
-                        [sys.executable, *arguments],
-                        env={**os.environ, **self.environment},
-                        stdout=log,
-                        stderr=log,
-                    )
-                processes.append(process)
-                _wait_for(url, process, log_path)
+            processes["resource-server"] = self.start(
+                "resource-server", folder, COATCHECK_SERVICE_KEY=service_key
+            )
             yield processes
         finally:
-            for process in processes:
+            for process in processes.values():
                 process.terminate()
-            for process in processes:
+            for process in processes.values():
                 process.wait()
+
+
+def _port(url: str) -> str:
+    return url.rpartition(":")[2]
 
 
 def _wait_for(url: str, process: "subprocess.Popen[bytes]", log_path: Path) -> None:

@@ -44,12 +44,16 @@ In another terminal, in this directory:
      curl -w '\\n' {issuer}/oauth/introspect -d token=$TOKEN \\
        --data-urlencode client_secret@{server}
 
-  5. Revoke the demo API key
+  5. Callers who never move: the API takes the raw key, too
+
+     curl -w '\\n' {audience}/widgets -H "X-API-Key: $(cat {demo})"
+
+  6. Revoke the demo API key
 
      {coatcheck} keys revoke {demo_id} --yes
 
-  6. Watch it fail: no new token (1 again), and the one you hold is inactive (4 again).
-     The API checks offline and lets it in until it expires.
+  7. Watch it all fail, within a second: no new token (1), inactive at introspection (4),
+     and the API refuses both the token you hold (3) and the raw key (5).
 
 For API keys of your own, which this API takes:
 
@@ -70,8 +74,9 @@ def main() -> None:
         _keep("admin", initialized["keyId"], initialized["key"])
     demo_id = _api_key(deployment, "demo", "widgets:read widgets:write")
     _api_key(deployment, "resource-server", "coatcheck:resource-server")
+    service_key = (FOLDER / "resource-server.key").read_text()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with deployment.running(FOLDER) as processes:
+    with deployment.running(FOLDER, service_key) as processes:
         demo = FOLDER / "demo.key"
         coatcheck = os.path.relpath(Path(sys.executable).parent / "coatcheck")
         text = COMMANDS.format(
@@ -86,7 +91,7 @@ def main() -> None:
         )
         print(text, flush=True)
         try:
-            while all(process.poll() is None for process in processes):
+            while all(process.poll() is None for process in processes.values()):
                 time.sleep(0.5)
         except KeyboardInterrupt:
             return

@@ -1,8 +1,9 @@
-"""An API that takes Coatcheck's tokens: three routes and one line of protection.
+"""An API that takes Coatcheck's tokens and raw API keys: three routes, one line of protection.
 
-Run it beside the service:
+Run it beside the service, with an API key of its own that has the scope coatcheck:resource-server:
 
     COATCHECK_ISSUER=http://127.0.0.1:8000 COATCHECK_AUDIENCE=http://127.0.0.1:8001 \
+        COATCHECK_SERVICE_KEY=ck_live_… \
         uvicorn --app-dir examples resource_server:app --port 8001
 """
 
@@ -21,9 +22,10 @@ async def home(request: Request) -> JSONResponse:
 
 
 async def whoami(request: Request) -> JSONResponse:
-    """What a token says about its caller."""
+    """Who is calling, whichever credential was sent."""
     caller: Principal = request.user
-    return JSONResponse({"key": caller.key_id, "org": caller.org_id, "claims": dict(caller.claims)})
+    told = {"key": caller.key_id, "org": caller.org_id, "sent": caller.method}
+    return JSONResponse(told | {"claims": dict(caller.claims)})
 
 
 @require_scopes("widgets:read")
@@ -34,6 +36,6 @@ async def widgets(request: Request) -> JSONResponse:
 
 app = Starlette(
     routes=[Route("/", home), Route("/whoami", whoami), Route("/widgets", widgets)],
-    # Issuer and audience come from COATCHECK_ISSUER and COATCHECK_AUDIENCE.
+    # Issuer, audience and service key come from COATCHECK_ISSUER, _AUDIENCE and _SERVICE_KEY.
     middleware=[Middleware(CoatcheckMiddleware, public=["/"])],
 )

@@ -114,17 +114,20 @@ class _make_run:  # noqa: N801 - used as a function
 
 def test_the_printed_commands_do_what_they_say(first_day: FirstDay) -> None:
     """Pasted in order: a token, a call, the claims, introspection; revoked, all of it ends."""
-    get, call, claims, ask, revoke, create = first_day.commands
+    get, call, claims, ask, raw, revoke, create = first_day.commands
 
     told = first_day.paste(get, call, claims, ask)
     assert '"access_token":' in told
     assert '"widgets":["cog","sprocket"]' in told
     assert f'"aud":"{first_day.audience}"' in told
     assert '"active":true' in told
+    assert '"widgets":["cog","sprocket"]' in first_day.paste(raw)
 
-    told = first_day.paste(call, revoke, get, ask)
+    told = first_day.paste(call, revoke, "sleep 1", get, ask, claims, raw)
     assert "was revoked on" in told
     assert '{"active":false}' in told
+    assert '"code": "token_revoked"' in told
+    assert '"code": "api_key_revoked"' in told
 
     assert "key_" in first_day.paste(create)
 

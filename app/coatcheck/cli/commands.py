@@ -2,7 +2,7 @@
 
 import typer
 
-from coatcheck.cli import api_keys, caller, deployment, signing_keys
+from coatcheck.cli import api_keys, caller, deployment, organizations, signing_keys
 
 app = typer.Typer(
     name="coatcheck",
@@ -17,6 +17,7 @@ app.command("serve")(deployment.serve)
 app.command("token")(caller.token)
 app.command("verify")(caller.verify)
 app.command("doctor")(deployment.doctor)
+app.add_typer(organizations.app, name="orgs")
 app.add_typer(api_keys.app, name="keys")
 app.add_typer(signing_keys.app, name="signing-keys")
 app.add_typer(deployment.db, name="db")

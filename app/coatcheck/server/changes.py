@@ -19,6 +19,8 @@ class What(Enum):
     """What happened.  The second member says whether tokens issued before are now too wide."""
 
     ORGANIZATION_CREATED = ("organization.created", False)
+    ORGANIZATION_SUSPENDED = ("organization.suspended", True)
+    ORGANIZATION_RESUMED = ("organization.resumed", False)
     API_KEY_CREATED = ("api_key.created", False)
     API_KEY_DISABLED = ("api_key.disabled", True)
     API_KEY_ENABLED = ("api_key.enabled", False)

@@ -5,7 +5,8 @@ and renews it in a daemon thread of its own, the only one that fetches:
 
 - a signing key that is known is found without waiting, also while the issuer is away;
 - it is renewed ahead of its age limit, so that nobody meets an old set in daily work;
-- an unknown `kid` makes one fetch per JWKS_COOLDOWN, however many kids are thrown at it;
+- an unknown `kid` makes one fetch per JWKS_COOLDOWN, however many kids are thrown at it; one
+  that the signed feed lists is fetched at once;
 - a failed fetch changes nothing, up to JWKS_STALE_IF_ERROR, and starts the cool-down too
   (a short one while there is no set at all);
 - our own trouble is IssuerUnavailable (503), never an answer about the token.
@@ -51,6 +52,9 @@ MAX_CONTAINERS: Final = 10 * MAX_KEYS
 
 MIN_RSA_BITS: Final = 2048  # RFC 7518 §3.3
 MAX_RSA_BITS: Final = 8192  # Longer ones make each verification dear and nobody safer.
+
+#: Seconds between two fetches for a signing key that the feed lists and the key set does not.
+ANNOUNCED_COOLDOWN: Final = 1
 
 #: The part of its age limit at which a key set is renewed ahead.
 RENEW_AT: Final = 0.8
@@ -250,8 +254,12 @@ class KeySet:
             self._wake_thread()
         return loaded.signing_keys.get(kid) if now < loaded.unusable_at else None
 
-    def look_up(self, kid: str) -> SigningKey | None:
+    def look_up(self, kid: str, *, is_announced: bool = False) -> SigningKey | None:
         """As `known`, but settles an unknown name too.  Never waits.
+
+        Args:
+            is_announced: the issuer's signed feed lists this name, so that it is worth a fetch
+                although the last one was a moment ago.
 
         Returns:
             None when only a fetch can tell; one is under way, and `wait_for` awaits it.
@@ -264,7 +272,10 @@ class KeySet:
         if signing_key is not None:
             return signing_key
         with self._settled:
-            may_ask = self._monotonic() >= self._may_ask_at()
+            may_ask_at = self._may_ask_at()
+            if is_announced:
+                may_ask_at = min(may_ask_at, self._attempted_at + ANNOUNCED_COOLDOWN)
+            may_ask = self._monotonic() >= may_ask_at
             if may_ask and not self._is_pending and not self._is_closed:
                 self._is_pending = True
                 self._due_at = -math.inf

@@ -344,9 +344,11 @@ class Verifier:
         principal = self._remembered(digest, situation, known)
         if principal is None:
             unverified = check.read(text, self._expected)
-            signing_key = self._key_set.look_up(unverified.header.kid)
+            kid = unverified.header.kid
+            is_announced = known is not None and kid in known.kids
+            signing_key = self._key_set.look_up(kid, is_announced=is_announced)
             if signing_key is None:
-                signing_key = self._key_set.wait_for(unverified.header.kid)
+                signing_key = self._key_set.wait_for(kid)
             principal = self._accept(digest, unverified, signing_key, situation, known)
         return principal
 
@@ -361,10 +363,11 @@ class Verifier:
         principal = self._remembered(digest, situation, known)
         if principal is None:
             unverified = check.read(text, self._expected)
-            signing_key = self._key_set.look_up(unverified.header.kid)
+            kid = unverified.header.kid
+            is_announced = known is not None and kid in known.kids
+            signing_key = self._key_set.look_up(kid, is_announced=is_announced)
             if signing_key is None:
-                wait_for = self._key_set.wait_for
-                signing_key = await asyncio.to_thread(wait_for, unverified.header.kid)
+                signing_key = await asyncio.to_thread(self._key_set.wait_for, kid)
             principal = self._accept(digest, unverified, signing_key, situation, known)
         return principal
 

@@ -75,10 +75,8 @@ class Deployment:
             environment=environment,
             expires_at=expires_at,
         )
-        return next(
-            api_keys.create(
-                self.store, self.catalog, new, TESTER, now=self.now, issuer=self.settings.issuer
-            )
+        return api_keys.create(
+            self.store, self.catalog, new, TESTER, now=self.now, issuer=self.settings.issuer
         )
 
     def disable(self, created: Created) -> None:

@@ -1,6 +1,9 @@
 """`coatcheck keys …`: API keys, on the database that the settings name."""
 
 import gc
+import sys
+from collections.abc import Iterator
+from json import dumps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +20,8 @@ app = typer.Typer(help="Create, list and end API keys.", no_args_is_help=True)
 
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="The API key's id, key_…")]
 
+#: What differs among API keys that were made together.
+_OF_ONE_KEY = frozenset({"id", "mask", "secrets"})
 _COLUMNS = ("ID", "NAME", "STATUS", "ENV", "SCOPES", "KEY", "EXPIRES", "LAST USED")
 
 
@@ -57,25 +62,15 @@ def create(
             environment=env,
             expires_at=None if expires is None else forms.moment("expires", expires, now),
         )
-        made = api_keys.create(
-            here.store,
-            here.catalog,
-            new,
-            here.actor,
-            now=now,
-            count=count,
-            issuer=here.settings.issuer,
-        )
+        inputs = (here.store, here.catalog, new, here.actor)
         if count > 1:
-            # A million small objects that all live on: looking for cycles among them is waste.
-            gc.disable()
-            for one in made:
-                output.document(one.to_json())
+            made = api_keys.create_many(*inputs, now=now, issuer=here.settings.issuer, count=count)
+            _print_many(made, here)
             return
-        created = next(made)
-        _show_secret(created, json)
-        if not json and not scope:
-            output.say("It has every scope; give --scope for less.")
+        created = api_keys.create(*inputs, now=now, issuer=here.settings.issuer)
+    _show_secret(created, json)
+    if not json and not scope:
+        output.say("It has every scope; give --scope for less.")
 
 
 @app.command("list")
@@ -183,6 +178,21 @@ def _show_secret(created: "Created", json: bool) -> None:
         return
     output.facts({"id": created.api_key.id, "key": created.key})
     output.say("Keep the key now: it is not shown again.")
+
+
+def _print_many(made: "Iterator[tuple[str, str]]", here: "Local") -> None:
+    """JSON lines: id and key of each, and what they have in common."""
+    from coatcheck.server.manage import api_keys
+
+    # A million small objects that all live on: looking for cycles among them is waste.
+    gc.disable()
+    tail = ""
+    for key_id, key in made:
+        if not tail:
+            first = api_keys.show(here.store, key_id, now=here.now).to_json()
+            shared = {name: first[name] for name in first if name not in _OF_ONE_KEY}
+            tail = dumps(shared).removeprefix("{")
+        sys.stdout.write(f'{{"id": "{key_id}", "key": "{key}", {tail}\n')
 
 
 def _print(view: "ApiKeyView", json: bool) -> None:

@@ -102,8 +102,7 @@ def initialize(
                 *(signing.created(signing_key, actor) for signing_key in signing_keys),
             ]
         )
-    created = admin.created
-    return Initialized(settings.issuer, organization.id, created.api_key.id, created.key)
+    return Initialized(settings.issuer, organization.id, admin.id, admin.key)
 
 
 def is_initialized(store: Store) -> bool:

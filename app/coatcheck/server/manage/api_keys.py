@@ -6,7 +6,7 @@ holds from the next token request on.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from coatcheck import apikey, ids, token_profile
 from coatcheck.durations import TOKEN_LIFETIME
@@ -19,7 +19,7 @@ from coatcheck.server.store import Store, Transaction
 from coatcheck.server.store.tables import ApiKey, ApiKeySecret, ApiKeyUsage
 
 #: API keys that one transaction makes; a larger number is made in several.
-_BATCH: Final = 1000
+_BATCH: Final = 10_000
 #: Stands for the longest `as_of` that a token can carry.
 _LARGEST_AS_OF: Final = 2**63
 
@@ -102,16 +102,9 @@ class ApiKeyView:
 
 
 def create(
-    store: Store,
-    catalog: Catalog,
-    new: NewApiKey,
-    actor: Actor,
-    *,
-    now: int,
-    count: int = 1,
-    issuer: str,
-) -> Iterator[Created]:
-    """Make one API key, or many alike; each batch is yielded once it is committed.
+    store: Store, catalog: Catalog, new: NewApiKey, actor: Actor, *, now: int, issuer: str
+) -> Created:
+    """Make one API key.
 
     Args:
         now: seconds since the epoch.
@@ -122,15 +115,37 @@ def create(
         NotFound: there is no such organization.
         StoreUnavailable: the database did not answer.
     """
+    made = prepare(catalog, new, actor, now=now, issuer=issuer)
+    _store(store, new.organization_id, [made])
+    return _created(made, now)
+
+
+def create_many(
+    store: Store,
+    catalog: Catalog,
+    new: NewApiKey,
+    actor: Actor,
+    *,
+    now: int,
+    issuer: str,
+    count: int,
+) -> Iterator[tuple[str, str]]:
+    """Make many API keys alike: their ids and secrets, each batch once it is committed.
+
+    Raises:
+        As `create`; what was yielded before stays.
+    """
     template = _checked(catalog, new, now, issuer)
     prefix = apikey.prefix_for(catalog.brand, template.environment)
     while count > 0:
-        yield from _create_batch(store, template, prefix, actor, now, min(count, _BATCH))
+        made = [_prepared(template, prefix, actor, now) for _ in range(min(count, _BATCH))]
+        _store(store, new.organization_id, made)
+        yield from ((one.id, one.key) for one in made)
         count -= _BATCH
 
 
 def prepare(catalog: Catalog, new: NewApiKey, actor: Actor, *, now: int, issuer: str) -> "Prepared":
-    """One API key as rows, for a transaction that does more.  Raises Invalid as `create`."""
+    """One API key as rows, for a transaction that stores it.  Raises Invalid as `create`."""
     template = _checked(catalog, new, now, issuer)
     prefix = apikey.prefix_for(catalog.brand, template.environment)
     return _prepared(template, prefix, actor, now)
@@ -257,95 +272,79 @@ class _Template:
     organization_id: str
     name: str
     environment: str
-    scope_tokens: tuple[str, ...]
-    audiences: tuple[str, ...]
+    scopes: str
+    audiences: str
     expires_at: int | None
+    detail: dict[str, object]
+    """What the change log says of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A new API key that is not stored yet: what to show, and the rows of its tables."""
+class Prepared(NamedTuple):
+    """A new API key that is not stored yet: its secret, and the rows of its tables."""
 
-    created: Created
+    id: str
+    key: str
     api_key: dict[str, Any]
-    secret: dict[str, Any] = field(repr=False)
+    secret: dict[str, Any]
     change: Change
 
+    def __repr__(self) -> str:
+        return f"Prepared({self.id})"
 
-def _create_batch(
-    store: Store, template: _Template, prefix: str, actor: Actor, now: int, count: int
-) -> list[Created]:
-    made = [_prepared(template, prefix, actor, now) for _ in range(count)]
+
+def _store(store: Store, organization_id: str, made: Sequence[Prepared]) -> None:
     with store.transaction() as tx:
-        if tx.organization(template.organization_id) is None:
-            raise NotFound(f"there is no organization {template.organization_id}")
+        if tx.organization(organization_id) is None:
+            raise NotFound(f"there is no organization {organization_id}")
         tx.add_api_keys([one.api_key for one in made], [one.secret for one in made])
         tx.append(one.change for one in made)
-    return [one.created for one in made]
+
+
+def _created(made: Prepared, now: int) -> Created:
+    view = _view(ApiKey(**made.api_key), [ApiKeySecret(**made.secret)], None, now)
+    return Created(made.key, view)
 
 
 def _prepared(template: _Template, prefix: str, actor: Actor, now: int) -> Prepared:
     key = apikey.make(prefix)
     mask = apikey.mask(key)
-    view = ApiKeyView(
-        id=ids.new_id("key", now * 1000),
-        name=template.name,
-        organization_id=template.organization_id,
-        environment=template.environment,
-        status="active",
-        scopes=template.scope_tokens,
-        audiences=template.audiences,
-        mask=mask,
-        created_at=now,
-        expires_at=template.expires_at,
-        disabled_at=None,
-        revoked_at=None,
-        last_used_at=None,
-        tokens_issued=0,
-        raw_key_uses=0,
-        secrets=((mask, None),),
+    api_key_id = ids.new_id("key", now * 1000)
+    organization_id = template.organization_id
+    change = Change(
+        What.API_KEY_CREATED,
+        api_key_id,
+        actor,
+        now,
+        organization_id,
+        detail=template.detail,
+        # Said twice, a creation is still one; and in order, which a database indexes cheaply.
+        change_id=f"{What.API_KEY_CREATED.text}:{api_key_id}",
+        wider=organization_id,
     )
-    return Prepared(
-        created=Created(key, view),
-        api_key={
-            "id": view.id,
-            "organization_id": view.organization_id,
-            "name": view.name,
-            "environment": view.environment,
-            "scopes": " ".join(view.scopes),
-            "audiences": " ".join(view.audiences),
-            "mask": mask,
-            "created_at": now,
-            "expires_at": view.expires_at,
-        },
-        secret={
-            "digest": apikey.digest(key),
-            "api_key_id": view.id,
-            "mask": mask,
-            "created_at": now,
-            "expires_at": None,
-        },
-        change=_created(view, actor, now),
-    )
+    api_key = {
+        "id": api_key_id,
+        "organization_id": organization_id,
+        "name": template.name,
+        "environment": template.environment,
+        "scopes": template.scopes,
+        "audiences": template.audiences,
+        "mask": mask,
+        "created_at": now,
+        "expires_at": template.expires_at,
+    }
+    secret = {
+        "digest": apikey.digest(key),
+        "api_key_id": api_key_id,
+        "mask": mask,
+        "created_at": now,
+        "expires_at": None,
+    }
+    return Prepared(api_key_id, key, api_key, secret, change)
 
 
 def _secret(key: str, api_key_id: str, now: int) -> ApiKeySecret:
     return ApiKeySecret(
         digest=apikey.digest(key), api_key_id=api_key_id, mask=apikey.mask(key), created_at=now
-    )
-
-
-def _created(view: ApiKeyView, actor: Actor, now: int) -> Change:
-    return Change(
-        What.API_KEY_CREATED,
-        view.id,
-        actor,
-        now,
-        view.organization_id,
-        wider=view.organization_id,
-        detail={"name": view.name, "scopes": " ".join(view.scopes)},
-        # Said twice, a creation is still one; and in order, which a database indexes cheaply.
-        change_id=f"{What.API_KEY_CREATED.text}:{view.id}",
     )
 
 
@@ -439,9 +438,10 @@ def _checked(catalog: Catalog, new: NewApiKey, now: int, issuer: str) -> _Templa
         organization_id=new.organization_id,
         name=forms.name(new.name),
         environment=environment,
-        scope_tokens=tuple(map(str, scopes)),
-        audiences=audiences,
+        scopes=str(scopes),
+        audiences=" ".join(audiences),
         expires_at=new.expires_at,
+        detail={"name": new.name.strip(), "scopes": str(scopes)},
     )
     _require_fit(template, issuer, now)
     return template
@@ -451,7 +451,7 @@ def _require_fit(template: _Template, issuer: str, now: int) -> None:
     """The longest token that this API key can ask for has to fit into the profile."""
     claims = {
         "iss": issuer,
-        "aud": max(template.audiences, key=len),
+        "aud": max(template.audiences.split(" "), key=len),
         "sub": f"key_{'0' * ids.WIDTH}",
         "client_id": f"key_{'0' * ids.WIDTH}",
         "iat": now,
@@ -460,7 +460,7 @@ def _require_fit(template: _Template, issuer: str, now: int) -> None:
         "org_id": template.organization_id,
         "env": template.environment,
         "as_of": _LARGEST_AS_OF,
-        "scope": " ".join(template.scope_tokens),
+        "scope": template.scopes,
     }
     try:
         token_profile.check(claims)

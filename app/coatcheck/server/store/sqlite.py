@@ -267,6 +267,8 @@ class SqliteStore:
         return f"there is no database at {self.path}: run coatcheck init, or mount the file"
 
     def _begin(self, connection: Connection) -> None:
+        # KiB, negative as SQLite wants them.  Digests are random: many keys touch many pages.
+        connection.exec_driver_sql("PRAGMA cache_size = -65536")
         # What was waited for other threads is not waited again for other processes.
         connection.exec_driver_sql(f"PRAGMA busy_timeout = {self._patience_s * 1000:.0f}")
         # The write lock is taken at once: two transactions that read first and write later would

@@ -137,7 +137,7 @@ def verifier(bodies: list[bytes]) -> Iterator[Verifier]:
     def fetch(_: str) -> bytes:
         return bodies[-1]
 
-    with Verifier(ISSUER, AUDIENCE, fetch=fetch, clock=SetClock()) as verifier:
+    with Verifier(ISSUER, AUDIENCE, feed=None, fetch=fetch, clock=SetClock()) as verifier:
         yield verifier
 
 
@@ -324,7 +324,9 @@ def test_metadata_is_served_for_get_only(client: TestClient) -> None:
 def test_the_peer_is_passed_on(bodies: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """Restrictions need the caller's address."""
     seen: list[object] = []
-    with Verifier(ISSUER, AUDIENCE, fetch=lambda _: bodies[-1], clock=SetClock()) as verifier:
+    with Verifier(
+        ISSUER, AUDIENCE, feed=None, fetch=lambda _: bodies[-1], clock=SetClock()
+    ) as verifier:
         ours = verifier.authenticate_async
 
         async def watched(*args: Any, **named: Any) -> Any:

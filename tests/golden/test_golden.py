@@ -33,6 +33,7 @@ def test_a_token_of_a_release_verifies(golden: dict[str, Any], token: str) -> No
         golden["issuer"],
         golden["audience"],
         token_types=("at+jwt", "JWT"),
+        feed=None,
         clock=lambda: golden["issued_at"] + 60,
         fetch=lambda url: json.dumps(golden["jwks"]).encode(),
     ) as verifier:

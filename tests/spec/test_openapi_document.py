@@ -15,9 +15,19 @@ import yaml
 from openapi_schema_validator import OAS31Validator, oas31_format_checker
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from coatcheck import apikey, ids, scope
-from coatcheck.durations import JWKS_MAX_AGE, TOKEN_LIFETIME
+from coatcheck import apikey, feed_profile, ids, scope
+from coatcheck.durations import (
+    FEED_FRESH,
+    FEED_STALE,
+    FEED_WAIT_MAX,
+    FEED_WINDOW,
+    JWKS_MAX_AGE,
+    TOKEN_LIFETIME,
+)
+from coatcheck.scope import RESOURCE_SERVER
+from coatcheck.server.oauth.grants import GRANTS, token_exchange
 from coatcheck.server.pages import openapi_text
+from coatcheck.server.signing import FEED_ALGORITHM
 
 TEXT = openapi_text()
 DOCUMENT: dict[str, Any] = yaml.safe_load(TEXT)
@@ -58,8 +68,9 @@ def answers() -> Iterator[tuple[str, str, dict[str, Any]]]:
     for name, operation in OPERATIONS.items():
         for status, answer in operation["responses"].items():
             yield f"{name} {status}", status, resolved(answer)
-    for status, answer in DOCUMENT["x-any-other-path"].items():
-        yield f"elsewhere {status}", status, resolved(answer)
+    for where in ("x-any-other-path", "x-any-path"):
+        for status, answer in DOCUMENT[where].items():
+            yield f"{where.removeprefix('x-')} {status}", status, resolved(answer)
 
 
 def bodies() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -81,9 +92,11 @@ def samples() -> Iterator[Sample]:
         yield Sample(f"header {name}", header["example"], header["schema"])
     for operation in OPERATIONS.values():
         for parameter in operation.get("parameters", ()):
-            for name, example in parameter["examples"].items():
-                where = f"{operation['operationId']} {parameter['name']} {name}"
-                yield Sample(where, example["value"], parameter["schema"])
+            where = f"{operation['operationId']} {parameter['name']}"
+            for name, example in parameter.get("examples", {}).items():
+                yield Sample(f"{where} {name}", example["value"], parameter["schema"])
+            for value in parameter["schema"].get("examples", ()):
+                yield Sample(where, value, parameter["schema"])
     for name, schema in SCHEMAS.items():
         for member, its_schema in ({"": schema} | schema.get("properties", {})).items():
             for value in its_schema.get("examples", ()):
@@ -234,11 +247,42 @@ def test_an_api_key_can_be_sent_in_every_accepted_form(path: str) -> None:
     assert {resolved(member)["type"] for member in form["properties"].values()} == {"string"}
 
 
-@pytest.mark.parametrize("member", ["client_id", "scope", "resource", "audience"])
+@pytest.mark.parametrize(
+    "member",
+    [
+        "client_id",
+        "scope",
+        "resource",
+        "audience",
+        "subject_token",
+        "subject_token_type",
+        "requested_token_type",
+        "client_address",
+        "presented_in",
+    ],
+)
 def test_a_parameter_without_a_value_passes_its_schema(member: str) -> None:
     """RFC 6749 §3.2: it counts as omitted, so no client may be told that it is wrong."""
     asked = {"grant_type": "client_credentials", member: ""}
     assert faults({"$ref": "#/components/schemas/TokenRequest"}, asked) == []
+
+
+def test_a_token_exchange_is_told_as_the_code_knows_it() -> None:
+    """RFC 8693 §2.1, §2.2.1 and §3: its names are URIs, and one wrong letter is another thing."""
+    form, answer = SCHEMAS["TokenRequest"]["properties"], SCHEMAS["TokenResponse"]["properties"]
+    kinds = SCHEMAS["Metadata"]["properties"]["grant_types_supported"]["items"]["enum"]
+    sent = SAMPLES["POST /oauth/token request tokenExchange"].value
+    issuer = DOCUMENT["servers"][0]["url"]
+
+    assert form["grant_type"]["enum"] == kinds == [grant.GRANT_TYPE for grant in GRANTS]
+    assert sent["grant_type"] == token_exchange.GRANT_TYPE
+    assert sent["subject_token_type"] == token_exchange.api_key_token_type(issuer)
+    assert sent["requested_token_type"] == token_exchange.ACCESS_TOKEN
+    assert answer["issued_token_type"]["const"] == token_exchange.ACCESS_TOKEN
+    for place in token_exchange.PLACES:
+        assert faults(form["presented_in"], place) == []
+    assert faults(form["client_address"], token_exchange.UNKNOWN) == []
+    assert RESOURCE_SERVER in DOCUMENT["paths"]["/oauth/token"]["post"]["description"]
 
 
 def test_its_examples_hold_no_usable_secret() -> None:
@@ -271,3 +315,27 @@ def test_its_numbers_are_those_of_the_code() -> None:
     assert token["expires_in"]["maximum"] == TOKEN_LIFETIME
     assert SCHEMAS["TokenRequest"]["properties"]["scope"]["maxLength"] == scope.MAX_LENGTH
     assert kept["example"] == f"public, max-age={JWKS_MAX_AGE}"
+
+
+def test_the_feed_is_told_with_the_numbers_of_the_code() -> None:
+    """A follower who keeps an entry too short, or takes an old feed for fresh, accepts the dead."""
+    operation = DOCUMENT["paths"]["/oauth/revocations"]["get"]
+    wait = next(one["schema"] for one in operation["parameters"] if one["name"] == "wait")
+    header = SCHEMAS["RevocationsHeader"]["properties"]
+    (claims,) = SCHEMAS["RevocationsClaims"]["examples"]
+    document = SAMPLES["GET /.well-known/coatcheck 200 document"].value
+    signed = operation["responses"]["200"]["description"]
+
+    assert wait["maximum"] == FEED_WAIT_MAX
+    assert header["typ"]["const"] == feed_profile.TYPE
+    assert header["alg"]["const"] == FEED_ALGORITHM
+    assert claims["exp"] - claims["iat"] == FEED_STALE
+    assert {len(feed_profile.subject("*")), *map(len, claims["entries"])} == {16}
+    assert document["durations"] == {
+        "token_lifetime": TOKEN_LIFETIME,
+        "feed_window": FEED_WINDOW,
+        "feed_stale": FEED_STALE,
+    }
+    assert f"after {FEED_STALE} it" in signed
+    assert f"the last {FEED_FRESH} seconds" in signed
+    assert f"{FEED_WINDOW} seconds after" in operation["description"]

@@ -257,7 +257,7 @@ class RateLimited(VerifierError):
     error = None
     text = "Too many wrong API keys from this address: check which key is configured."
 
-    def __init__(self, retry_after_s: int) -> None:
+    def __init__(self, retry_after_s: int = 1) -> None:
         super().__init__()
         self.retry_after_s = retry_after_s
 

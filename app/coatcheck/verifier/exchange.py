@@ -15,17 +15,20 @@ Source: RFC 8693 §2.1 (request), §2.2 (answers); RFC 6749 §2.3.1 (our own cre
 
 import math
 import os
+import re
 import threading
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Final, Literal, NamedTuple
+from http import HTTPStatus
+from typing import Final, Literal, NamedTuple
 
 import httpx2
 
+from coatcheck import client_address as address
 from coatcheck.durations import FIRST_LOAD_TIMEOUT
-from coatcheck.verifier import errors
+from coatcheck.verifier import check, errors, http
 from coatcheck.verifier.errors import VerifierError
 
 Place = Literal["header", "query"]
@@ -39,6 +42,14 @@ RENEW_BEFORE: Final = 30
 _MOST_AT_ONCE: Final = 8
 _MOST_REMEMBERED: Final = 10_000
 _MAX_ANSWER_BYTES: Final = 16 * 1024
+_MAX_CONTAINERS: Final = 10
+#: Seconds.  Nobody issues tokens for longer; a larger number is a mistake.
+_LONGEST_LIFE: Final = 24 * 3600
+
+#: RFC 8693 §2.2.2: the errors that speak of the subject rather than of us.
+_OF_THE_SUBJECT: Final = ("invalid_request", "invalid_target")
+#: RFC 6749 §5.2: what an error_description consists of; it goes into a header of ours.
+_DESCRIPTION: Final = re.compile(r"[\x20\x21\x23-\x5b\x5d-\x7e]{1,600}")
 
 #: The issuer's code → what the caller is told.  Any other code is our own trouble.
 _OF_THE_KEY: Final[Mapping[str, type[VerifierError]]] = {
@@ -149,33 +160,37 @@ class Exchange:
             "subject_token": key,
             "subject_token_type": self._subject_token_type,
             "resource": self._audience,
-            "client_address": client_address or "unknown",
+            # A name is no address, and the issuer takes nothing else.
+            "client_address": str(address.parse(client_address or "") or "unknown"),
             "presented_in": place,
         }
         started_at = self._monotonic()
         try:
-            answer = self._client.post(self._token_url, data=form)
-            told: Any = answer.json() if len(answer.content) <= _MAX_ANSWER_BYTES else None
-        except (httpx2.HTTPError, ValueError):
-            return self._unavailable()
-        if type(told) is not dict:
+            status, wait, told = self._post(form)
+        except (httpx2.HTTPError, http.FetchFailed, ValueError):
             return self._unavailable()
         token, expires_in = told.get("access_token"), told.get("expires_in")
-        if answer.status_code == 200 and type(token) is str and type(expires_in) is int:  # noqa: PLR2004
+        if status == HTTPStatus.OK and type(token) is str and type(expires_in) is int:
+            if not 0 < expires_in <= _LONGEST_LIFE:
+                return self._unavailable()
             # One that lives no longer than the margin is used for as long as it lives.
             margin = RENEW_BEFORE if expires_in > 2 * RENEW_BEFORE else 0
             return Exchanged(token, None, started_at + expires_in - margin)
-        if answer.status_code == 429:  # noqa: PLR2004
-            wait_s = _seconds(answer.headers.get("retry-after"))
-            refusal = partial(errors.RateLimited, wait_s)
-            return Exchanged(None, refusal, started_at + min(wait_s, NEGATIVE))
+        if status == HTTPStatus.TOO_MANY_REQUESTS:
+            refusal = partial(errors.RateLimited, wait)
+            return Exchanged(None, refusal, started_at + min(wait, NEGATIVE))
         error = _OF_THE_KEY.get(str(told.get("code")))
-        is_of_the_key = told.get("error") in ("invalid_request", "invalid_target")
-        if answer.status_code != 400 or error is None or not is_of_the_key:  # noqa: PLR2004
+        is_of_the_key = told.get("error") in _OF_THE_SUBJECT
+        if status != HTTPStatus.BAD_REQUEST or error is None or not is_of_the_key:
             return self._unavailable()
-        description = told.get("error_description")
-        text = description if type(description) is str else None
-        return Exchanged(None, partial(error, text), self._monotonic() + NEGATIVE)
+        return Exchanged(None, partial(error, _sentence(told)), self._monotonic() + NEGATIVE)
+
+    def _post(self, form: Mapping[str, str]) -> tuple[int, int, Mapping[str, object]]:
+        """Status, seconds of Retry-After, and body.  Raises when there is no usable answer."""
+        with self._client.stream("POST", self._token_url, data=form) as response:
+            body = http.read_body(response, _MAX_ANSWER_BYTES)
+        wait = _seconds(response.headers.get("retry-after"))
+        return response.status_code, wait, check.json_object(body, _MAX_CONTAINERS)
 
     def _unavailable(self) -> Exchanged:
         return Exchanged(None, partial(errors.IssuerUnavailable, 1), -math.inf)
@@ -191,12 +206,22 @@ class Exchange:
         self._under_way: dict[tuple[bytes, Place], Future[Exchanged]] = {}
         self._pool = ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="coatcheck-exchange")
         self._client = httpx2.Client(
-            timeout=FIRST_LOAD_TIMEOUT, follow_redirects=False, trust_env=self._trust_env
+            timeout=FIRST_LOAD_TIMEOUT,
+            follow_redirects=False,
+            trust_env=self._trust_env,
+            headers={"Accept": "application/json", "Accept-Encoding": "identity"},
         )
 
 
 def _seconds(text: str | None) -> int:
-    return int(text) if text is not None and text.isascii() and text.isdigit() else 1
+    is_number = text is not None and re.fullmatch(r"[0-9]{1,4}", text)
+    return max(1, int(text or 1)) if is_number else 1
+
+
+def _sentence(told: Mapping[str, object]) -> str | None:
+    """The issuer's own words, if they can stand in an answer of ours."""
+    text = told.get("error_description")
+    return text if type(text) is str and _DESCRIPTION.fullmatch(text) else None
 
 
 _EVERY_EXCHANGE: "weakref.WeakSet[Exchange]" = weakref.WeakSet()

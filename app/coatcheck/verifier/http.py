@@ -98,7 +98,8 @@ def fetch(
                 extensions={"trace": connection.trace},
             ) as response,
         ):
-            body = _body(response, max_bytes)
+            _require_ok(response)
+            body = read_body(response, max_bytes)
     except httpx2.TimeoutException:
         raise FetchFailed("timeout") from None
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
@@ -112,9 +113,17 @@ def fetch(
     return body
 
 
-def _body(response: httpx2.Response, max_bytes: int) -> bytes:
+def _require_ok(response: httpx2.Response) -> None:
     if response.status_code != HTTPStatus.OK:
         raise FetchFailed(f"http_{response.status_code}")
+
+
+def read_body(response: httpx2.Response, max_bytes: int) -> bytes:
+    """The body of an answer that is being streamed.
+
+    Raises:
+        FetchFailed: it is compressed, or too long.
+    """
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise FetchFailed("compressed")
     body = bytearray()

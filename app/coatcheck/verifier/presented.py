@@ -81,7 +81,9 @@ def _credential(headers: Headers, query: str | bytes) -> tuple[str, Literal["hea
         raise errors.MultipleCredentials
     if authorizations and (credential := _of_authorization(authorizations[0])):
         found.append(credential)
-    queried = _of_query(_text(query)) if query else []
+    queried, has_token = _of_query(_text(query)) if query else ([], False)
+    if has_token:
+        raise errors.MultipleCredentials if found else errors.TokenInQuery
     if len({*found, *queried}) > 1:
         raise errors.MultipleCredentials
     if found:
@@ -116,21 +118,17 @@ def _of_basic(encoded: str) -> str:
     return user_name
 
 
-def _of_query(query: str) -> list[str]:
-    """The credentials in a query string.
+def _of_query(query: str) -> tuple[list[str], bool]:
+    """The API keys in a query string, and whether there is an access token.
 
     `api_key` is for clients that can send a URL and nothing else.  `access_token` is looked for
     only to be refused: RFC 9700 §4.3.2.
     """
     if "api_key" not in query and "access_token" not in query:
-        return []
-    found = []
-    for name, value in parse_qsl(query, keep_blank_values=True):
-        if name == "access_token":
-            raise errors.TokenInQuery
-        if name == "api_key" and value:
-            found.append(value)
-    return found
+        return [], False
+    fields = parse_qsl(query, keep_blank_values=True)
+    api_keys = [value for name, value in fields if name == "api_key" and value]
+    return api_keys, any(name == "access_token" for name, _ in fields)
 
 
 def _text(value: str | bytes) -> str:

@@ -56,7 +56,9 @@ def clock() -> SetClock:
 
 @pytest.fixture
 def verifier(fetch: Fetch, clock: SetClock) -> Iterator[Verifier]:
-    with Verifier(ISSUER, AUDIENCE, fetch=fetch, clock=clock, monotonic=clock) as verifier:
+    with Verifier(
+        ISSUER, AUDIENCE, feed=None, fetch=fetch, clock=clock, monotonic=clock
+    ) as verifier:
         yield verifier
 
 
@@ -295,7 +297,7 @@ def test_metadata_stands_between_host_and_path(
     fetch: Fetch, audience: str, url: str | None
 ) -> None:
     """RFC 9728 §3.1.  An audience that is no URL has no place for it."""
-    with Verifier(ISSUER, (audience, "second"), fetch=fetch) as verifier:
+    with Verifier(ISSUER, (audience, "second"), feed=None, fetch=fetch) as verifier:
         assert verifier.resource_metadata_url == url
         # No scopes_supported: clients that find some ask for all of them.
         assert verifier.protected_resource_metadata() == {
@@ -359,7 +361,9 @@ def test_a_remembered_token_still_needs_scope_and_environment(
 ) -> None:
     """What differs from request to request is never remembered."""
     headers = {"X-API-Key": token(scope="widgets:read")}
-    with Verifier(ISSUER, AUDIENCE, environment="live", fetch=fetch, clock=clock) as verifier:
+    with Verifier(
+        ISSUER, AUDIENCE, environment="live", feed=None, fetch=fetch, clock=clock
+    ) as verifier:
         verifier.authenticate(headers)
 
         assert refusal(verifier, headers, scopes="widgets:write").code == "insufficient_scope"
@@ -448,7 +452,7 @@ def test_loading_the_key_set_does_not_block_the_event_loop(clock: SetClock) -> N
         may_answer.set()
         return {(await one).key_id for one in waiting}
 
-    with Verifier(ISSUER, AUDIENCE, fetch=slow, clock=clock) as verifier:
+    with Verifier(ISSUER, AUDIENCE, feed=None, fetch=slow, clock=clock) as verifier:
         assert len(asyncio.run(serve(verifier))) == 1
     assert len(fetched) == 1
 
@@ -486,6 +490,7 @@ def test_status_says_how_far_it_can_be_relied_on(
             "kids": ["first"],
             "last_error": None,
         },
+        "feed": None,
         "remembered_tokens": 1,
     }
 
@@ -501,7 +506,7 @@ def test_settings_come_from_the_environment(
     monkeypatch.setenv("COATCHECK_AUDIENCE", AUDIENCE)
     monkeypatch.setenv("COATCHECK_ENVIRONMENT", "test")
     monkeypatch.setenv("COATCHECK_JWKS_URL", "http://127.0.0.1:1/keys")
-    with Verifier(fetch=fetch, clock=clock) as verifier:
+    with Verifier(feed=None, fetch=fetch, clock=clock) as verifier:
         assert verifier.verify_jwt(token(env="test"))
         with pytest.raises(VerifierError, match="environment"):
             verifier.verify_jwt(token(env="live"))
@@ -549,7 +554,12 @@ def test_plain_http_and_plain_jwts_can_be_asked_for(fetch: Fetch, clock: SetCloc
     """Both have to be said."""
     Verifier("http://coatcheck:8000", AUDIENCE, unsafe_plain_http=True).close()
     with Verifier(
-        ISSUER, AUDIENCE, token_types=("at+jwt", "JWT"), fetch=fetch, clock=clock
+        ISSUER,
+        AUDIENCE,
+        token_types=("at+jwt", "JWT"),
+        feed=None,
+        fetch=fetch,
+        clock=clock,
     ) as verifier:
         assert verifier.verify_jwt(signer().token(claims(), typ="JWT"))
         assert verifier.verify_jwt(token())
@@ -558,7 +568,9 @@ def test_plain_http_and_plain_jwts_can_be_asked_for(fetch: Fetch, clock: SetCloc
 def test_algorithms_can_be_narrowed(fetch: Fetch, clock: SetClock) -> None:
     """RFC 8725 §3.1."""
     fetch.body = key_set(signer().jwk(), signer("EdDSA", "other").jwk())
-    with Verifier(ISSUER, AUDIENCE, algorithms=["EdDSA"], fetch=fetch, clock=clock) as verifier:
+    with Verifier(
+        ISSUER, AUDIENCE, algorithms=["EdDSA"], feed=None, fetch=fetch, clock=clock
+    ) as verifier:
         assert verifier.verify_jwt(signer("EdDSA", "other").token(claims()))
         with pytest.raises(VerifierError) as refused:
             verifier.verify_jwt(token())

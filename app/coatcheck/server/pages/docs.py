@@ -14,7 +14,7 @@ import base64
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
@@ -124,7 +124,8 @@ class Operation:
     summary: str
     description: Markup
     needs_api_key: bool
-    parameters: tuple[Field, ...]
+    headers: tuple[Field, ...]
+    query: tuple[Field, ...]
     parameter_examples: tuple[Example, ...]
     request: Body | None
     answers: tuple[Answer, ...]
@@ -171,6 +172,7 @@ class Page:
     credentials: tuple[Term, ...]
     groups: tuple[Group, ...]
     elsewhere: tuple[Answer, ...]
+    anywhere: tuple[Answer, ...]
     error_codes: tuple[Term, ...]
     shapes: tuple[Shape, ...]
 
@@ -269,6 +271,7 @@ class _Reader:
             ),
             groups=tuple(self._groups()),
             elsewhere=self._answers(self._document.get("x-any-other-path", {})),
+            anywhere=self._answers(self._document.get("x-any-path", {})),
             error_codes=tuple(
                 Term(code, prose.inline(meaning))
                 for code, meaning in self._schemas["ErrorCode"]["x-enumDescriptions"].items()
@@ -302,14 +305,8 @@ class _Reader:
             summary=node["summary"],
             description=prose.blocks(node["description"]),
             needs_api_key=bool(node.get("security")),
-            parameters=tuple(
-                self._field(
-                    parameter["name"],
-                    {**parameter["schema"], "description": parameter["description"]},
-                    is_required=parameter.get("required", False),
-                )
-                for parameter in parameters
-            ),
+            headers=self._parameters(parameters, "header"),
+            query=self._parameters(parameters, "query"),
             parameter_examples=tuple(
                 Example(name, prose.inline(example["summary"]), f"{line}\n{sent}")
                 for parameter in parameters
@@ -318,6 +315,17 @@ class _Reader:
             ),
             request=self._request(line, node.get("requestBody")),
             answers=self._answers(node["responses"]),
+        )
+
+    def _parameters(self, parameters: Sequence[Node], place: str) -> tuple[Field, ...]:
+        return tuple(
+            self._field(
+                parameter["name"],
+                {**parameter["schema"], "description": parameter["description"]},
+                is_required=parameter.get("required", False),
+            )
+            for parameter in parameters
+            if parameter["in"] == place
         )
 
     def _request(self, line: str, node: Node | None) -> Body | None:

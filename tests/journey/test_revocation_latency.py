@@ -88,7 +88,7 @@ def an_api_key(store: Store, service: Live) -> Created:
     settings = Settings.load(service.environment)
     new = api_keys.NewApiKey(service.initialized["organization"], "latency")
     catalog = catalogs.without_file(settings)
-    return next(api_keys.create(store, catalog, new, TESTER, now=now(), issuer=settings.issuer))
+    return api_keys.create(store, catalog, new, TESTER, now=now(), issuer=settings.issuer)
 
 
 def token_for(http: httpx2.Client, key: str) -> str:

@@ -12,43 +12,25 @@ COATCHECK_TEST_MODEL_EXAMPLES is how many stories are tried; each has up to 40 s
 
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
-    initialize,
     invariant,
     precondition,
     rule,
     run_state_machine_as_test,
 )
-from jwt.utils import base64url_encode
-from model.world import (
-    DOCUMENT_URL,
-    FEED_URL,
-    Fetch,
-    Meanwhile,
-    Narrowed,
-    Parts,
-    PausingStore,
-    Tell,
-    World,
-    done,
-)
-from support.deployment import ISSUER, NOON
 
 from coatcheck import feed_profile
 from coatcheck.durations import FEED_STALE, FEED_WINDOW, LEEWAY_MAX, TOKEN_LIFETIME
 from coatcheck.server import feed as feeds
-from coatcheck.server.catalog import Catalog
-from coatcheck.server.changes import EVERYTHING, What
+from coatcheck.server.changes import What
 from coatcheck.server.issue.exchange import Asked, Issuer
 from coatcheck.server.issue.mint import Issued
 from coatcheck.server.signing import FEED_ALGORITHM, Purpose, RingKeeper
@@ -64,7 +46,18 @@ from coatcheck.verifier.changes import (
     read,
     read_source,
 )
-from coatcheck.verifier.errors import IssuerUnavailable, TokenRevoked, UnknownSigningKey
+from coatcheck.verifier.errors import IssuerUnavailable, UnknownSigningKey
+from model.world import (
+    DOCUMENT_URL,
+    FEED_URL,
+    Fetch,
+    Meanwhile,
+    Parts,
+    PausingStore,
+    Tell,
+    World,
+)
+from support.deployment import ISSUER
 
 EXAMPLES: Final = int(os.environ.get("COATCHECK_TEST_MODEL_EXAMPLES", "40"))
 #: Seconds: how far a verifier's clock may be off.
@@ -209,9 +202,7 @@ class Core(RuleBasedStateMachine):
         slow_s=st.sampled_from((0, 0, 1, 25)),
         meanwhile=_WHILE_ISSUING,
     )
-    def issue(
-        self, node: int, which: int, secret: int, slow_s: int, meanwhile: Meanwhile
-    ) -> None:
+    def issue(self, node: int, which: int, secret: int, slow_s: int, meanwhile: Meanwhile) -> None:
         """A token request; between any two of its reads somebody else may commit."""
         api_key = _of(self.world.api_keys, which)
         chosen = api_key.secrets[max(-len(api_key.secrets), -1 - secret)]
@@ -346,7 +337,7 @@ def test_promises_hold_in_whatever_order_things_happen() -> None:
 
     No example would be found by hand: the order of two reads and one commit decides.
     """
-    run_state_machine_as_test(Core, settings=_SETTINGS)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(Core, settings=_SETTINGS)
 
 
 def _of(things: Sequence[Any], which: int) -> Any:
@@ -382,17 +373,13 @@ class ForgetsTheOverlap(Issuer):
     """Lets a token run on when the replaced secret it was made from no longer works."""
 
     def issue(self, record: ApiKeyRecord, asked: Asked, *, now: int, as_of: int) -> Issued:
-        return super().issue(
-            replace(record, secret_expires_at=None), asked, now=now, as_of=as_of
-        )
+        return super().issue(replace(record, secret_expires_at=None), asked, now=now, as_of=as_of)
 
 
 class HandMadeFeed:
     """A feed like the real one, built afresh each time, so that one step can be wrong."""
 
-    def __init__(
-        self, issuer: str, store: PausingStore, ring: RingKeeper, clock: Tell
-    ) -> None:
+    def __init__(self, issuer: str, store: PausingStore, ring: RingKeeper, clock: Tell) -> None:
         self._issuer, self.store, self._ring, self.clock = issuer, store, ring, clock
         self._log = store.log()
 
@@ -420,17 +407,13 @@ class HandMadeFeed:
             "entries": self.entries(rows),
             "kids": [key.kid for key in ring.published(now, purpose=None)],
         }
-        header = signer.header_segments[feed_profile.TYPE]
-        signing_input = header + b"." + base64url_encode(as_json(claims))
-        return signing_input + b"." + base64url_encode(signer.sign(signing_input))
+        return signer.sign(feed_profile.TYPE, as_json(claims))
 
 
 class ReadsRowsFirst(HandMadeFeed):
     """Reads what is new before the head, and from there on only what is above that head."""
 
-    def __init__(
-        self, issuer: str, store: PausingStore, ring: RingKeeper, clock: Tell
-    ) -> None:
+    def __init__(self, issuer: str, store: PausingStore, ring: RingKeeper, clock: Tell) -> None:
         super().__init__(issuer, store, ring, clock)
         self._head = -1
         self._rows: list[Narrowing] = []
@@ -497,7 +480,7 @@ class Trusting(HandMadeFollower):
     """Starts with an empty feed, as if that had been told."""
 
     def wait_for_first(self) -> Known:
-        return self._known or Known("", 2**62, {}, {}, _AnyKid(), 0)
+        return self._known or Known("", 2**62, {}, {}, _AnyKid(), 0, 0)
 
 
 class _AnyKid(frozenset[str]):

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeVar
 
 from starlette.requests import Request
-from support.deployment import AUDIENCE, ISSUER, TESTER, Clock, a_deployment
 
 from coatcheck import apikey, base62, feed_profile
 from coatcheck.durations import FEED_WINDOW, TOKEN_LIFETIME
@@ -42,6 +41,7 @@ from coatcheck.server.store.sqlite import SqliteStore
 from coatcheck.verifier import check, keyset
 from coatcheck.verifier.changes import Changes, ChangesStatus, Known, Vouched, check_vouched
 from coatcheck.verifier.errors import VerifierError
+from support.deployment import AUDIENCE, ISSUER, TESTER, Clock, a_deployment
 
 FEED_URL: Final = f"{ISSUER}/oauth/revocations"
 DOCUMENT_URL: Final = f"{ISSUER}/.well-known/coatcheck"
@@ -332,9 +332,7 @@ class World:
     def create(self, expires_in_s: int | None = None) -> ApiKey:
         expires_at = None if expires_in_s is None else self.now + expires_in_s
         new = api_keys.NewApiKey(self.organization_id, "model", expires_at=expires_at)
-        (made,) = api_keys.create(
-            self.store, self._catalog, new, TESTER, now=self.now, issuer=ISSUER
-        )
+        made = api_keys.create(self.store, self._catalog, new, TESTER, now=self.now, issuer=ISSUER)
         api_key = ApiKey(made.api_key.id, expires_at, [Secret(made.key)])
         self.api_keys.append(api_key)
         return api_key
@@ -499,7 +497,8 @@ class World:
             database.execute("UPDATE deployment SET log = ?", (base62.random_text(22),))
             database.execute(
                 "INSERT INTO changes (seq, change_id, at, what, subject, wider, narrows, actor,"
-                " detail) SELECT max(seq) + ?, ?, ?, 'deployment.restored', '*', '*', 1, 'cli', '{}'"
+                " detail) SELECT max(seq) + ?, ?, ?, 'deployment.restored', '*', '*', 1, 'cli',"
+                " '{}'"
                 " FROM changes",
                 (RESTORE_JUMP, base62.random_text(22), self.now),
             )
@@ -544,9 +543,7 @@ class World:
         self.tokens.append(token)
         return token
 
-    def _read(
-        self, node: Node, text: str, api_key: ApiKey, secret: Secret, began: int
-    ) -> Token:
+    def _read(self, node: Node, text: str, api_key: ApiKey, secret: Secret, began: int) -> Token:
         unverified = check.read(check.form(text), _expected(0))
         signing_key = node.ring.last_known.get(unverified.header.kid)
         assert signing_key is not None
@@ -601,9 +598,7 @@ class World:
                 return bytes(done(self.nodes[0].document(_ONE_HTTP_REQUEST)).body)
             return mail[-1]
 
-        follower = self.parts.follow(
-            fetch, lambda: self.clock.now + skew_s, lambda: self.clock.now
-        )
+        follower = self.parts.follow(fetch, lambda: self.clock.now + skew_s, lambda: self.clock.now)
         leeway_s = 30 if skew_s <= 0 else 60
         return Verifier(skew_s, _expected(leeway_s), follower, mail)
 

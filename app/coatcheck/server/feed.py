@@ -12,6 +12,8 @@ Source: RFC 7519 §4.1 (claims), RFC 6202 §2 (long polling).
 import asyncio
 import json
 import logging
+import math
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
@@ -86,6 +88,8 @@ class Feed:
         self._narrowings: deque[Narrowing] = deque()
         self._kids: tuple[str, ...] = ()
         self._news_at = -1
+        self._told_at = -1
+        self._woken_at = -math.inf
         self._news = asyncio.Event()
         self._signed: bytes | None = None
         self._signed_at = 0.0
@@ -99,12 +103,11 @@ class Feed:
     async def follow(self) -> None:
         """Watch the head of the change log, and wake whoever waits; runs as long as the node."""
         while True:
-            woken = False
             try:
-                woken = self.refresh()
+                self.refresh()
             except StoreUnavailable as error:
                 _log.warning("the feed cannot be kept up: %s", error)
-            await asyncio.sleep(FEED_WAKE_MIN if woken else FEED_POLL)
+            await asyncio.sleep(FEED_POLL)
 
     async def get(self, after: int, wait_s: float) -> bytes:
         """The signed feed, at once if there is news above `after`, else when there is some.
@@ -117,7 +120,7 @@ class Feed:
             StoreUnavailable, NoSigner: nothing can be vouched for right now.
         """
         self.refresh()
-        if after >= self._news_at and wait_s > 0 and not self._is_stopped:
+        if after >= self._told_at and wait_s > 0 and not self._is_stopped:
             try:
                 async with asyncio.timeout(wait_s):
                     await self._news.wait()
@@ -136,8 +139,11 @@ class Feed:
         now = int(self._clock())
         kids = self._kids_at(head, now)
         if head == self._head and kids == self._kids:
+            self._tell()
             return False
         new = [] if head == self._head else self._store.narrowings(self._head, now - FEED_WINDOW)
+        # One that came after the look at the head comes again at the next one.
+        new = [row for row in new if row.seq <= head]
         self._narrowings.extend(new)
         # Sequence order is the order of time but for a clock that was set back; the oldest go.
         while self._narrowings and self._narrowings[0].at < now - FEED_WINDOW:
@@ -146,8 +152,15 @@ class Feed:
         self._head, self._kids, self._signed = head, kids, None
         if is_news:
             self._news_at = head
-            self._wake()
+        self._tell()
         return is_news
+
+    def _tell(self) -> None:
+        """Answer whoever waits, if there is news and the last wake was long enough ago."""
+        now = time.monotonic()
+        if self._news_at > self._told_at and now - self._woken_at >= FEED_WAKE_MIN:
+            self._told_at, self._woken_at = self._news_at, now
+            self._wake()
 
     def _kids_at(self, head: int, now: int) -> tuple[str, ...]:
         return tuple(key.kid for key in self._ring.at(head).published(now, purpose=None))

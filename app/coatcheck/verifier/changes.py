@@ -42,7 +42,7 @@ from coatcheck.verifier.errors import (
 _FIRST_PAUSE: Final = 0.25
 _LONGEST_PAUSE: Final = 5.0
 #: Arrays and objects in a feed: the claims, the entries, the kids.
-_MAX_CONTAINERS: Final = 3
+_MAX_CONTAINERS: Final = 100
 
 #: The claims that name a token's subjects, beside its signing key, its `jti` and everything.
 _SUBJECT_CLAIMS: Final = ("sub", "org_id", "project_id", "group")
@@ -171,6 +171,7 @@ class Known(NamedTuple):
     arrived_at: Mapping[str, float]
     kids: frozenset[str]
     issued_at: int
+    fresh_at: float
 
 
 def merge(known: Known | None, signed: Signed, arrived_at: float) -> Known:
@@ -194,8 +195,10 @@ def merge(known: Known | None, signed: Signed, arrived_at: float) -> Known:
     for subject, seq in signed.entries.items():
         if seq > entries.get(subject, -1):
             entries[subject], arrivals[subject] = seq, arrived_at
-    issued_at = max(signed.issued_at, known.issued_at if known else 0)
-    return Known(signed.log, signed.seq, entries, arrivals, signed.kids, issued_at)
+    issued_at, fresh_at = signed.issued_at, arrived_at
+    if known is not None and known.issued_at >= issued_at:
+        issued_at, fresh_at = known.issued_at, known.fresh_at
+    return Known(signed.log, signed.seq, entries, arrivals, signed.kids, issued_at, fresh_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +253,7 @@ class Changes:
         self._last_error: str | None = None
         self._failures = 0
         self._is_closed = False
+        self._is_current = False
         self._thread: threading.Thread | None = None
         self._renew_locks()
         _EVERY_CHANGES.add(self)
@@ -258,7 +262,7 @@ class Changes:
         """What is known; None before the first good feed.  Never waits; starts the thread."""
         if self._thread is None:
             self._start_thread()
-        return self._known
+        return self._known if self._is_current else None
 
     def wait_for_first(self) -> Known:
         """Wait for the first good feed.
@@ -268,16 +272,17 @@ class Changes:
         """
         self.known()
         with self._settled:
-            self._settled.wait_for(
-                lambda: self._known is not None, timeout=self._first_load_timeout_s
-            )
+            self._settled.wait_for(lambda: self._is_current, timeout=self._first_load_timeout_s)
         if self._known is None:
             raise IssuerUnavailable(1)
         return self._known
 
     def is_stale(self, known: Known) -> bool:
         """Whether no feed was signed for FEED_STALE seconds."""
-        return self._clock() - known.issued_at > FEED_STALE
+        return (
+            self._monotonic() - known.fresh_at > FEED_STALE
+            or self._clock() - known.issued_at > FEED_STALE + LEEWAY_MAX
+        )
 
     def status(self) -> ChangesStatus:
         """What is known at the moment, for status pages."""
@@ -304,7 +309,7 @@ class Changes:
                 self._source = read_source(self._fetch(self._document_url), self._issuer)
             known = self._known
             # A first feed is wanted at once, as is one after a failure: it tells what is fresh.
-            is_caught_up = known is not None and self._failures == 0
+            is_caught_up = self._is_current and self._failures == 0
             after = known.seq if known is not None else -1
             wait_s = FEED_WAIT_MAX if is_caught_up else 0
             text = self._fetch(f"{self._source.url}?after={after}&wait={wait_s}")
@@ -321,7 +326,7 @@ class Changes:
             # Verifiers that lost their issuer together come back one by one.
             return pause * random.uniform(0.5, 1)  # noqa: S311 - no secret
         with self._settled:
-            self._known = merged
+            self._known, self._is_current = merged, True
             self._last_error, self._failures = None, 0
             self._settled.notify_all()
         return 0
@@ -343,6 +348,11 @@ class Changes:
     @property
     def is_closed(self) -> bool:
         return self._is_closed
+
+    def _after_fork(self) -> None:
+        """In the child: the thread stayed behind, and a lock may be held by nobody."""
+        self._renew_locks()
+        self._is_current = False
 
     def _renew_locks(self) -> None:
         self._settled = threading.Condition(threading.Lock())
@@ -416,8 +426,7 @@ _EVERY_CHANGES: "weakref.WeakSet[Changes]" = weakref.WeakSet()
 
 def _renew_every() -> None:
     for changes in list(_EVERY_CHANGES):
-        # In the child: the thread stayed behind, and a lock may be held by nobody.
-        changes._renew_locks()  # noqa: SLF001
+        changes._after_fork()  # noqa: SLF001
 
 
 os.register_at_fork(after_in_child=_renew_every)

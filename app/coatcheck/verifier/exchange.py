@@ -26,6 +26,7 @@ from typing import Final, Literal, NamedTuple
 
 import httpx2
 
+from coatcheck import apikey
 from coatcheck import client_address as address
 from coatcheck.durations import FIRST_LOAD_TIMEOUT
 from coatcheck.verifier import check, errors, http
@@ -134,13 +135,19 @@ class Exchange:
         with self._lock:
             under_way = self._under_way.get((digest, place))
             if under_way is None:
-                under_way = self._pool.submit(self._run, digest, place, key, client_address)
+                try:
+                    under_way = self._pool.submit(self._run, digest, place, key, client_address)
+                except RuntimeError:
+                    # Closed, or out of threads.
+                    under_way = Future()
+                    under_way.set_result(self._unavailable())
+                    return under_way
                 self._under_way[digest, place] = under_way
             return under_way
 
     def close(self) -> None:
-        """Let go of connections and threads; exchanges under way are finished."""
-        self._pool.shutdown(wait=False)
+        """Let go of connections and threads, once the exchanges under way are finished."""
+        self._pool.shutdown(wait=True)
         self._client.close()
 
     def _run(self, digest: bytes, place: Place, key: str, client_address: str | None) -> Exchanged:
@@ -221,7 +228,10 @@ def _seconds(text: str | None) -> int:
 def _sentence(told: Mapping[str, object]) -> str | None:
     """The issuer's own words, if they can stand in an answer of ours."""
     text = told.get("error_description")
-    return text if type(text) is str and _DESCRIPTION.fullmatch(text) else None
+    if type(text) is not str or not _DESCRIPTION.fullmatch(text):
+        return None
+    is_leaking = any(apikey.looks_like_one(word) for word in re.split(r"[^0-9A-Za-z_]+", text))
+    return None if is_leaking else text
 
 
 _EVERY_EXCHANGE: "weakref.WeakSet[Exchange]" = weakref.WeakSet()

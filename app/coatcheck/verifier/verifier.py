@@ -29,15 +29,21 @@ from coatcheck.token_profile import ALGORITHMS, TYPES, is_audience
 from coatcheck.verifier import changes, check, exchange, http, keyset
 from coatcheck.verifier.errors import (
     ApiKeyUnknown,
+    BadAlgorithm,
+    BadSignature,
     InsufficientScope,
     IssuerUnavailable,
     Protection,
     StaleFeed,
     TokenExpired,
+    TokenMalformed,
     TokenRevoked,
     TokensOnly,
     UnknownSigningKey,
     VerifierError,
+    WrongAudience,
+    WrongIssuer,
+    WrongType,
 )
 from coatcheck.verifier.memo import Memo, Remembered
 from coatcheck.verifier.presented import Headers, Presented, presented
@@ -50,6 +56,17 @@ REMEMBERED_TOKENS: Final = 10_000
 _LONGEST_EXCHANGE: Final = 2 * FIRST_LOAD_TIMEOUT
 #: Why a kept token is exchanged anew instead of being refused.
 _ENDED: Final = (TokenRevoked, TokenExpired, UnknownSigningKey)
+
+#: What a token that was exchanged a moment ago can only have wrong by the issuer's fault or ours.
+_NOT_OF_THE_CALLER: Final = (
+    BadAlgorithm,
+    BadSignature,
+    TokenMalformed,
+    UnknownSigningKey,
+    WrongAudience,
+    WrongIssuer,
+    WrongType,
+)
 
 _WELL_KNOWN_RESOURCE: Final = "/.well-known/oauth-protected-resource"
 _WELL_KNOWN_KEY_SET: Final = "/.well-known/jwks.json"
@@ -138,11 +155,16 @@ class Verifier:
         key_set_url = jwks_url or base + _WELL_KNOWN_KEY_SET
         if fetch is None:
             _require_safe(key_set_url, unsafe_plain_http=unsafe_plain_http)
+            if feed is not None:
+                _require_safe(base + _WELL_KNOWN_COATCHECK, unsafe_plain_http=unsafe_plain_http)
             fetch = partial(_fetch, unsafe_plain_http=unsafe_plain_http, trust_env=trust_env)
         self._key_set = keyset.KeySet(partial(fetch, key_set_url), monotonic=monotonic)
         service_key = service_key or os.environ.get("COATCHECK_SERVICE_KEY")
         if service_key and check_api_key:
             raise ValueError("service_key, check_api_key: one of them, not both")
+        if service_key:
+            # The service key and every caller's key go there.
+            _require_safe(base, unsafe_plain_http=unsafe_plain_http)
         self._check_api_key = check_api_key
         self._exchange = (
             exchange.Exchange(
@@ -295,7 +317,7 @@ class Verifier:
         if not sent.is_api_key:
             return self._verify(sent.text, situation)
         if self._check_api_key is not None:
-            return _vouched_for(self._check_api_key, sent.text)
+            return self._vouched_for(self._check_api_key, sent.text)
         if self._exchange is None:
             raise TokensOnly
         digest = apikey.digest(sent.text)
@@ -310,13 +332,17 @@ class Verifier:
             exchanged = under_way.result(timeout=_LONGEST_EXCHANGE)
         except TimeoutError:
             raise IssuerUnavailable(1) from None
-        return _by_api_key(self._verify(exchanged.require_token(), situation))
+        token = exchanged.require_token()
+        try:
+            return _by_api_key(self._verify(token, situation))
+        except _NOT_OF_THE_CALLER:
+            raise IssuerUnavailable(1) from None
 
     async def _identify_async(self, sent: Presented, situation: Situation) -> Principal:
         if not sent.is_api_key:
             return await self._verify_async(sent.text, situation)
         if self._check_api_key is not None:
-            return await asyncio.to_thread(_vouched_for, self._check_api_key, sent.text)
+            return await asyncio.to_thread(self._vouched_for, self._check_api_key, sent.text)
         if self._exchange is None:
             raise TokensOnly
         digest = apikey.digest(sent.text)
@@ -333,7 +359,24 @@ class Verifier:
                 exchanged = await asyncio.shield(asyncio.wrap_future(under_way))
         except TimeoutError:
             raise IssuerUnavailable(1) from None
-        return _by_api_key(await self._verify_async(exchanged.require_token(), situation))
+        token = exchanged.require_token()
+        try:
+            return _by_api_key(await self._verify_async(token, situation))
+        except _NOT_OF_THE_CALLER:
+            raise IssuerUnavailable(1) from None
+
+    def _vouched_for(self, check_api_key: Callable[[str], Principal | None], key: str) -> Principal:
+        """What the host's own look-up says of a raw API key."""
+        try:
+            principal = check_api_key(key)
+        except VerifierError:
+            raise
+        except Exception:
+            # Our own trouble is never an answer about the key.  The text may hold the key.
+            raise IssuerUnavailable(1) from None
+        if principal is None:
+            raise ApiKeyUnknown
+        return replace(principal, method="api_key", protection=self._protection)
 
     def _verify(self, token: str, situation: Situation) -> Principal:
         text = check.form(token)
@@ -435,20 +478,6 @@ class Verifier:
 
 def _by_api_key(principal: Principal) -> Principal:
     return replace(principal, method="api_key")
-
-
-def _vouched_for(check_api_key: Callable[[str], Principal | None], key: str) -> Principal:
-    """What the host's own look-up says of a raw API key."""
-    try:
-        principal = check_api_key(key)
-    except VerifierError:
-        raise
-    except Exception:
-        # Our own trouble is never an answer about the key.  The text may hold the key.
-        raise IssuerUnavailable(1) from None
-    if principal is None:
-        raise ApiKeyUnknown
-    return _by_api_key(principal)
 
 
 def _needed(scopes: str | Iterable[str]) -> Scopes:

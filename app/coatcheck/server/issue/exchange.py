@@ -115,7 +115,7 @@ class Issuer:
         """The token that the owner of a presented API key would have got, for a resource server.
 
         1. The subject is recognized as anywhere.
-        2. It is a caller's: an API key of the platform speaks for nobody.
+        2. It is a caller's: an API key of the platform, or for management only, calls no API.
         3. Only a connector key may have been in a URL, and none exists yet.
         4. Both belong to one environment, and the audience is the resource server's own.
 
@@ -125,7 +125,8 @@ class Issuer:
         # 1
         record = self.recognize(found, subject.secret, None, now)
         # 2
-        if record.scopes.has_platform_permission:
+        is_for_management_only = set(record.audiences) == {f"{self.url}/v1"}
+        if record.scopes.has_platform_permission or is_for_management_only:
             raise Refusal(Reason.NOT_A_CALLER)
         # 3
         if subject.presented_in != "header":

@@ -124,9 +124,12 @@ class Exchange:
             return None
         return found
 
-    def forget(self, digest: bytes, place: Place) -> None:
-        """Exchange anew next time: the feed has killed the token that was kept."""
-        self._remembered.pop((digest, place), None)
+    def forget(self, digest: bytes, place: Place, ended: Exchanged) -> None:
+        """Exchange anew next time: the token that was kept is good no more."""
+        with self._lock:
+            # Another request may have exchanged it already.
+            if self._remembered.get((digest, place)) is ended:
+                del self._remembered[digest, place]
 
     def begin(
         self, digest: bytes, place: Place, key: str, client_address: str | None
@@ -134,6 +137,11 @@ class Exchange:
         """Exchange a key, or join the exchange of the same key that is under way."""
         with self._lock:
             under_way = self._under_way.get((digest, place))
+            if under_way is None and (kept := self.remembered(digest, place)) is not None:
+                # It ended between the caller's look and this one.
+                under_way = Future()
+                under_way.set_result(kept)
+                return under_way
             if under_way is None:
                 try:
                     under_way = self._pool.submit(self._run, digest, place, key, client_address)
@@ -183,7 +191,7 @@ class Exchange:
             # One that lives no longer than the margin is used for as long as it lives.
             margin = RENEW_BEFORE if expires_in > 2 * RENEW_BEFORE else 0
             return Exchanged(token, None, started_at + expires_in - margin)
-        if status == HTTPStatus.TOO_MANY_REQUESTS:
+        if status == HTTPStatus.TOO_MANY_REQUESTS and told.get("code") == "rate_limited":
             refusal = partial(errors.RateLimited, wait)
             return Exchanged(None, refusal, started_at + min(wait, NEGATIVE))
         error = _OF_THE_KEY.get(str(told.get("code")))

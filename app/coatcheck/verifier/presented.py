@@ -124,7 +124,7 @@ def _of_query(query: str) -> tuple[list[str], bool]:
     `api_key` is for clients that can send a URL and nothing else.  `access_token` is looked for
     only to be refused: RFC 9700 §4.3.2.
     """
-    if "api_key" not in query and "access_token" not in query:
+    if not any(sign in query for sign in ("api_key", "access_token", "%")):
         return [], False
     fields = parse_qsl(query, keep_blank_values=True)
     api_keys = [value for name, value in fields if name == "api_key" and value]

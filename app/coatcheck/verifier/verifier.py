@@ -325,8 +325,8 @@ class Verifier:
         if kept is not None:
             try:
                 return _by_api_key(self._verify(kept.require_token(), situation))
-            except _ENDED:
-                self._exchange.forget(digest, sent.place)
+            except (*_ENDED, *_NOT_OF_THE_CALLER):
+                self._exchange.forget(digest, sent.place, kept)
         under_way = self._exchange.begin(digest, sent.place, sent.text, situation.client_address)
         try:
             exchanged = under_way.result(timeout=_LONGEST_EXCHANGE)
@@ -336,6 +336,7 @@ class Verifier:
         try:
             return _by_api_key(self._verify(token, situation))
         except _NOT_OF_THE_CALLER:
+            self._exchange.forget(digest, sent.place, exchanged)
             raise IssuerUnavailable(1) from None
 
     async def _identify_async(self, sent: Presented, situation: Situation) -> Principal:
@@ -350,8 +351,8 @@ class Verifier:
         if kept is not None:
             try:
                 return _by_api_key(await self._verify_async(kept.require_token(), situation))
-            except _ENDED:
-                self._exchange.forget(digest, sent.place)
+            except (*_ENDED, *_NOT_OF_THE_CALLER):
+                self._exchange.forget(digest, sent.place, kept)
         under_way = self._exchange.begin(digest, sent.place, sent.text, situation.client_address)
         try:
             async with asyncio.timeout(_LONGEST_EXCHANGE):
@@ -363,6 +364,7 @@ class Verifier:
         try:
             return _by_api_key(await self._verify_async(token, situation))
         except _NOT_OF_THE_CALLER:
+            self._exchange.forget(digest, sent.place, exchanged)
             raise IssuerUnavailable(1) from None
 
     def _vouched_for(self, check_api_key: Callable[[str], Principal | None], key: str) -> Principal:

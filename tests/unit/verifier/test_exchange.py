@@ -871,8 +871,11 @@ def test_closing_finishes_what_is_under_way(issuer: Issuer) -> None:
     begun = exchange.begin(apikey.digest(API_KEY), "header", API_KEY, None)
     assert issuer.asked.wait(WAIT)
 
-    exchange.close()
-    issuer.gate.set()
+    with ThreadPoolExecutor(1) as pool:
+        closed = pool.submit(exchange.close)
+        time.sleep(0.1)
+        issuer.gate.set()
+        closed.result(WAIT)
 
     assert begun.result(WAIT).require_token()
 

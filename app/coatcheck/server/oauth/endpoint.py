@@ -117,7 +117,10 @@ class FormEndpoint:
         elif refusal.reason is Reason.API_KEY_UNKNOWN:
             retry_after_s = self.desk.throttle.retry_after(by_address(request.address))
             if retry_after_s is not None:
-                raise OAuthError.throttled(retry_after_s)
+                # A resource server has to tell its own refusal from its caller's.
+                is_exchange = "subject_token" in request.form
+                code = "client_rate_limited" if is_exchange else "rate_limited"
+                raise OAuthError.throttled(retry_after_s, code)
 
     def _refused(self, error: OAuthError | Refusal, mechanism: Mechanism) -> Reply:
         return self.desk.bridge.refused(error, mechanism, always_challenge=self.always_challenge)

@@ -78,10 +78,10 @@ class OAuthError(OAuth2Error):
         )
 
     @classmethod
-    def throttled(cls, retry_after_s: int) -> "OAuthError":
+    def throttled(cls, retry_after_s: int, code: str = "rate_limited") -> "OAuthError":
         return cls(
             "temporarily_unavailable",
-            "rate_limited",
+            code,
             "Too many wrong API keys from this address. A right one still works; check which key"
             " is configured before trying again.",
             429,

@@ -16,7 +16,7 @@ from base64 import urlsafe_b64decode
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeVar
@@ -40,8 +40,8 @@ from coatcheck.server.store import ApiKeyRecord, Found
 from coatcheck.server.store.sqlite import SqliteStore
 from coatcheck.verifier import check, keyset
 from coatcheck.verifier.changes import Changes, ChangesStatus, Known, Vouched, check_vouched
-from coatcheck.verifier.errors import VerifierError
-from support.deployment import AUDIENCE, ISSUER, TESTER, Clock, a_deployment
+from coatcheck.verifier.errors import IssuerUnavailable, VerifierError
+from support.deployment import AUDIENCE, ISSUER, TESTER, Clock, Deployment, a_deployment
 
 FEED_URL: Final = f"{ISSUER}/oauth/revocations"
 DOCUMENT_URL: Final = f"{ISSUER}/.well-known/coatcheck"
@@ -239,6 +239,7 @@ class Verifier:
 
     @property
     def known(self) -> Known | None:
+        """What a request is held against; None: it is answered 503."""
         try:
             return self.follower.wait_for_first()
         except VerifierError:
@@ -280,16 +281,19 @@ class World:
         self._file = Path(self._folder.name) / "coatcheck.db"
         shutil.copy(template.file, self._file)
         self._sealing_keys = template.sealing_keys
-        self._catalog = template.catalog
-        self.organization_id = template.organization_id
-        self._open()
+        self.store = SqliteStore(f"sqlite:///{self._file}")
+        self._deployment = replace(template.deployment, store=self.store, clock=self.clock)
+        self.organization_id = self._deployment.organization_id
+        self.nodes = [self._node(parts.store(f"sqlite:///{self._file}")) for _ in range(2)]
         self.api_keys: list[ApiKey] = []
         self.tokens: list[Token] = []
         self.feeds: list[SignedFeed] = []
         self.narrowed: list[Narrowed] = []
+        self.narrowed_by_subject: dict[str, list[Narrowed]] = defaultdict(list)
         self.coarse: set[tuple[str, int]] = set()
         self.withdrawn: dict[str, int] = {}
         self.backup: Backup | None = None
+        self.restores = 0
         self.verifiers = [self._verifier(skew_s) for skew_s in skews]
         self.create()
 
@@ -297,32 +301,33 @@ class World:
         self._close()
         self._folder.cleanup()
 
-    def _open(self) -> None:
-        self.store = SqliteStore(f"sqlite:///{self._file}")
-        self.nodes = [self._node(), self._node()]
-
     def _close(self) -> None:
         for store in (self.store, *(node.store for node in self.nodes)):
             store.close()
 
-    def _node(self) -> Node:
-        store = self.parts.store(f"sqlite:///{self._file}")
+    def _node(self, store: PausingStore) -> Node:
+        """A process that has just started; a store that was closed is as good as a new one."""
         ring = RingKeeper(store, self._sealing_keys)
         return Node(
             store=store,
             ring=ring,
             feed=self.parts.feed(ISSUER, store, ring, self.clock),
-            issuer=self.parts.issuer(ISSUER, self._catalog, ring, TOKEN_LIFETIME),
+            issuer=self.parts.issuer(ISSUER, self._deployment.catalog, ring, TOKEN_LIFETIME),
             document=CoatcheckEndpoint(ISSUER, FEED_URL, ring, store, self.clock),
         )
 
     def restart(self, which: int) -> None:
-        self.nodes[which].store.close()
-        self.nodes[which] = self._node()
+        store = self.nodes[which].store
+        store.close()
+        self.nodes[which] = self._node(store)
 
     @property
     def now(self) -> int:
         return int(self.clock.now)
+
+    @property
+    def living_api_keys(self) -> list[ApiKey]:
+        return [api_key for api_key in self.api_keys if api_key.dead_since is None]
 
     def moment(self) -> int:
         return self.store.head()
@@ -331,8 +336,7 @@ class World:
 
     def create(self, expires_in_s: int | None = None) -> ApiKey:
         expires_at = None if expires_in_s is None else self.now + expires_in_s
-        new = api_keys.NewApiKey(self.organization_id, "model", expires_at=expires_at)
-        made = api_keys.create(self.store, self._catalog, new, TESTER, now=self.now, issuer=ISSUER)
+        made = self._deployment.api_key(expires_at=expires_at)
         api_key = ApiKey(made.api_key.id, expires_at, [Secret(made.key)])
         self.api_keys.append(api_key)
         return api_key
@@ -376,7 +380,7 @@ class World:
 
     def end_tokens(self, tokens: Sequence[Token], waited_s: int = 0) -> None:
         """As POST /oauth/revoke writes it, in one transaction for all of them."""
-        fresh = [token for token in tokens if not self._is_noted(token.jti)]
+        fresh = [token for token in tokens if token.jti not in self.narrowed_by_subject]
         with self.store.transaction() as tx:
             tx.append(
                 Change(
@@ -390,10 +394,8 @@ class World:
                 for token in fresh
             )
         moment = self.moment()
-        self.narrowed += [
-            Narrowed(moment, self.clock.now, token.jti, token.api_key.id, "token")
-            for token in fresh
-        ]
+        for token in fresh:
+            self._note(Narrowed(moment, self.clock.now, token.jti, token.api_key.id, "token"))
 
     def revoke_strangers(self, count: int) -> None:
         """So many other API keys of the organization are revoked; nobody has their tokens."""
@@ -411,10 +413,8 @@ class World:
                 for stranger in strangers
             )
         moment = self.moment()
-        self.narrowed += [
-            Narrowed(moment, self.clock.now, stranger, self.organization_id, "api_key")
-            for stranger in strangers
-        ]
+        for stranger in strangers:
+            self._note(Narrowed(moment, self.clock.now, stranger, self.organization_id, "api_key"))
 
     def rotate_signing_key(self, purpose: Purpose, *, at_once: bool, waited_s: int = 0) -> None:
         try:
@@ -443,7 +443,7 @@ class World:
         except signing.SigningKeyConflict:
             return
         self.withdrawn[kid] = self.moment()
-        self.narrowed.append(Narrowed(self.moment(), self.clock.now, kid))
+        self._note(Narrowed(self.moment(), self.clock.now, kid))
 
     def replace_signing_key(self, purpose: Purpose) -> None:
         """What one does when it leaked: a successor at once, and the old one is no more."""
@@ -460,18 +460,24 @@ class World:
             "rotate with overlap": lambda: self.rotate(api_key, TOKEN_LIFETIME),
             "replace the signing key": lambda: self.replace_signing_key("token"),
             "replace the feed key": lambda: self.replace_signing_key("feed"),
+            "enable": lambda: self.enable(api_key),
         }
         acts[name]()
 
     def _note_api_key(self, api_key: ApiKey, *, kills: bool = True) -> int:
         moment = self.moment()
-        self.narrowed.append(
+        self._note(
             Narrowed(moment, self.clock.now, api_key.id, self.organization_id, "api_key", kills)
         )
         return moment
 
-    def _is_noted(self, subject: str) -> bool:
-        return any(narrowed.subject == subject for narrowed in self.narrowed)
+    def _note(self, narrowed: Narrowed) -> None:
+        self.narrowed.append(narrowed)
+        self.narrowed_by_subject[narrowed.subject].append(narrowed)
+
+    def narrowings_of(self, token: Token) -> Iterator[Narrowed]:
+        for subject in token.subjects:
+            yield from self.narrowed_by_subject.get(subject, ())
 
     # --- backup and restore
 
@@ -502,11 +508,12 @@ class World:
                 " FROM changes",
                 (RESTORE_JUMP, base62.random_text(22), self.now),
             )
-        self._open()
+        self.nodes = [self._node(node.store) for node in self.nodes]
         self.api_keys, self.withdrawn = self.backup.api_keys, self.backup.withdrawn
         # Restored a second time it would jump to where the verifiers are already.
         self.backup = None
-        self.narrowed.append(Narrowed(self.moment(), self.clock.now, EVERYTHING))
+        self.restores += 1
+        self._note(Narrowed(self.moment(), self.clock.now, EVERYTHING))
 
     # --- what callers do
 
@@ -574,12 +581,14 @@ class World:
         """Which wider subjects a feed that is signed now may name, by the documented limits."""
         tokens: dict[str, dict[str, int]] = defaultdict(dict)
         keys: dict[str, dict[str, int]] = defaultdict(dict)
-        for narrowed in self.narrowed:
+        for narrowed in reversed(self.narrowed):
             # A second more: the row holds whole seconds.
-            if narrowed.at < self.clock.now - FEED_WINDOW - 1 or narrowed.what == "other":
+            if narrowed.at < self.clock.now - FEED_WINDOW - 1:
+                break
+            if narrowed.what == "other":
                 continue
             group = tokens if narrowed.what == "token" else keys
-            group[narrowed.wider][narrowed.subject] = narrowed.moment
+            group[narrowed.wider].setdefault(narrowed.subject, narrowed.moment)
         limits = ((tokens, feed_profile.MOST_TOKENS), (keys, feed_profile.MOST_API_KEYS))
         self.coarse |= {
             (wider, max(members.values()))
@@ -626,22 +635,19 @@ class World:
             verifier.seqs.append(known.seq)
         return error
 
-    def refusal(self, verifier: Verifier, token: Token) -> VerifierError | None:
-        """Why a verifier refuses a token now; None: it does not."""
-        now = self.clock.now + verifier.skew_s
+    def refusal(
+        self, verifier: Verifier, token: Token, known: Known | None
+    ) -> VerifierError | None:
+        """Why a verifier that knows this refuses a token now; None: it does not."""
+        if known is None:
+            return IssuerUnavailable(1)
         try:
-            known = verifier.follower.wait_for_first()
+            now = self.clock.now + verifier.skew_s
             check.check_use(token.signed, verifier.expected, now, Situation())
             self.parts.check(token.vouched, known)
         except VerifierError as error:
             return error
         return None
-
-    def accepted(self) -> Iterator[tuple[Verifier, Token]]:
-        for verifier in self.verifiers:
-            for token in self.tokens:
-                if self.refusal(verifier, token) is None:
-                    yield verifier, token
 
     def forget_expired(self) -> None:
         """Tokens that no clock and no leeway brings back need no looking at any more."""
@@ -684,9 +690,8 @@ def _public(jwk: str) -> check.SigningKey:
 @dataclass(frozen=True)
 class _Template:
     file: Path
-    catalog: Catalog
+    deployment: Deployment
     sealing_keys: SealingKeys
-    organization_id: str
 
 
 @cache
@@ -694,12 +699,8 @@ def _template() -> _Template:
     """A database that was set up once and is copied for every world."""
     folder = Path(tempfile.mkdtemp(prefix="coatcheck-model-"))
     with a_deployment(folder) as deployment:
-        made = _Template(
-            folder / "coatcheck.db",
-            deployment.catalog,
-            sealing.load(deployment.settings.keys_dir),
-            deployment.organization_id,
-        )
+        sealing_keys = sealing.load(deployment.settings.keys_dir)
+        made = _Template(folder / "coatcheck.db", deployment, sealing_keys)
     # To open its private half takes longer than all the rest of a world.
     with closing(sqlite3.connect(made.file)) as database, database:
         database.execute("DELETE FROM signing_keys WHERE algorithm = 'RS256'")

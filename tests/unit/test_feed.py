@@ -539,18 +539,21 @@ def test_a_follower_is_woken_when_a_signing_key_comes(deployment: Deployment, fe
 
 def test_a_follower_that_is_behind_is_answered_at_once(deployment: Deployment, feed: Feed) -> None:
     """It has not heard of something: waiting would add to the second."""
-    before = now(feed)["seq"]
-    deployment.revoke(deployment.api_key())
 
     async def ask(after: int) -> int:
         async with asyncio.timeout(SLOWNESS_S):
             told: int = read(await feed.get(after, FEED_WAIT_MAX))["seq"]
         return told
 
-    assert asyncio.run(ask(-1)) == asyncio.run(ask(before)) == deployment.store.head()
-    kids_known_at = deployment.store.head()
-    rotate(deployment)
-    assert asyncio.run(ask(kids_known_at)) == deployment.store.head()
+    async def be_late() -> None:
+        before = await ask(-1)
+        deployment.revoke(deployment.api_key())
+        head = deployment.store.head()
+        assert await ask(before) == await ask(-1) == head
+        rotate(deployment)
+        assert await ask(head) == deployment.store.head()
+
+    asyncio.run(following(feed, be_late))
 
 
 def test_daily_work_wakes_nobody(deployment: Deployment, feed: Feed) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import jwt
 import pytest
@@ -182,9 +183,13 @@ def test_what_was_signed_stays_verifiable_for_as_long_as_the_token_lives(
 
 # --- what is published
 
+#: What a deployment signs tokens with from the start.
+FIRST: Final[tuple[Algorithm, ...]] = ("ES256", "RS256")
+
 PUBLIC_MEMBERS = {
     "ES256": {"kty", "crv", "x", "y", "kid", "alg", "use"},
     "RS256": {"kty", "n", "e", "kid", "alg", "use"},
+    "EdDSA": {"kty", "crv", "x", "kid", "alg", "use"},
 }
 
 
@@ -329,10 +334,32 @@ def hand(deployment: Deployment) -> Hand:
     return Hand(deployment.store, sealing.load(deployment.settings.keys_dir).newest())
 
 
-def test_a_new_deployment_signs_with_every_algorithm_at_once(hand: Hand) -> None:
+def test_a_new_deployment_signs_with_its_algorithms_at_once(hand: Hand) -> None:
     """Nothing was published before, so nobody has cached a set without them."""
-    for algorithm in signing.GENERATE:
+    for algorithm in FIRST:
         assert hand.signs(NOON, algorithm)
+
+
+@pytest.mark.parametrize(
+    ("used", "expected"), [((), FIRST), (("EdDSA",), (*FIRST, "EdDSA")), (("RS256",), FIRST)]
+)
+def test_eddsa_is_published_only_where_it_is_used(
+    used: tuple[Algorithm, ...], expected: tuple[Algorithm, ...]
+) -> None:
+    """Some verifiers stumble over a key type that they do not know."""
+    lines = signing.first_lines(used)
+
+    assert lines == [*(("token", algorithm) for algorithm in expected), ("feed", "ES256")]
+
+
+def test_a_new_line_signs_after_its_first_rotation(hand: Hand) -> None:
+    """A deployment that never used EdDSA gets there by the same command, a day ahead."""
+    kid = hand.rotate(NOON, algorithm="EdDSA")
+
+    assert kid in [one["kid"] for one in hand.ring().key_set(NOON)["keys"]]
+    with pytest.raises(NoSigner, match="no EdDSA signing key"):
+        hand.signs(NOON, "EdDSA")
+    assert hand.signs(NOON + PUBLISH_AHEAD, "EdDSA") == kid
 
 
 def test_a_rotation_publishes_now_and_signs_a_day_later(hand: Hand) -> None:
@@ -366,7 +393,7 @@ def test_while_a_signing_key_waits_another_rotation_is_refused(
         hand.rotate(NOON + later, at_once=at_once)
 
     assert hand.store.head() == before
-    assert len(hand.store.signing_keys()) == len(signing.LINES) + 1
+    assert len(hand.store.signing_keys()) == len(signing.first_lines(())) + 1
 
 
 def test_once_it_has_started_the_next_rotation_is_fine(hand: Hand) -> None:
@@ -407,7 +434,7 @@ def test_of_two_operators_who_rotate_at_once_one_wins(
 
     assert (len(made), len(told)) == (1, 1), outcomes
     assert made[0] in str(told[0])
-    assert len(hand.store.signing_keys()) == len(signing.LINES) + 1
+    assert len(hand.store.signing_keys()) == len(signing.first_lines(())) + 1
 
 
 def at_once(actions: list[Callable[[], str]]) -> list[object]:

@@ -30,7 +30,7 @@ def list_keys(json: Json = False) -> None:
 
 @app.command("rotate")
 def rotate(
-    algorithm: Annotated[str, typer.Option(help="ES256 or RS256.")] = "ES256",
+    algorithm: Annotated[str, typer.Option(help="ES256, RS256 or EdDSA.")] = "ES256",
     purpose: Annotated[
         str, typer.Option("--for", help="What it signs: token, or feed (of revocations).")
     ] = "token",

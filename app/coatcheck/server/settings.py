@@ -7,7 +7,7 @@ whoever wants to know what a deployment runs on reads this page.
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from coatcheck.durations import TOKEN_LIFETIME
-from coatcheck.token_profile import TokenType, is_audience
+from coatcheck.token_profile import Algorithm, TokenType, is_audience
 
 PREFIX: Final = "COATCHECK_"
 Network = IPv4Network | IPv6Network
@@ -77,7 +77,7 @@ class Settings(BaseModel):
     audience: Annotated[str | None, AfterValidator(_audience)] = None
     """The default audience; the issuer itself when not set."""
 
-    algorithm: Literal["ES256", "RS256"] = "ES256"
+    algorithm: Algorithm = "ES256"
     """What signs tokens for the default audience."""
 
     token_type: TokenType = "at+jwt"  # noqa: S105 - a header value, no secret

@@ -83,11 +83,12 @@ def initialize(
         audiences=(settings.management_audience,),
     )
     admin = api_keys.prepare(catalog, new, actor, now=now, issuer=settings.issuer)
+    lines = signing.first_lines({audience.algorithm for audience in catalog.audiences.values()})
     signing_keys = [
         signing.new_row(
             algorithm, sealing_key, now=now, starts_at=now, purpose=purpose, position=position
         )
-        for position, (purpose, algorithm) in enumerate(signing.LINES, start=1)
+        for position, (purpose, algorithm) in enumerate(lines, start=1)
     ]
     with store.transaction() as tx:
         if tx.deployment() is not None:

@@ -13,7 +13,7 @@ Source: RFC 7517 (JWK), RFC 7638 (thumbprint as `kid`), RFC 7518 §3.4, RFC 8725
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, cast
 
 import jwt
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import Algorithm as JwtAlgorithm
 from jwt.utils import base64url_encode
 
@@ -47,13 +47,18 @@ FEED_ALGORITHM: Final[Algorithm] = "ES256"
 GENERATE: Final[Mapping[Algorithm, Callable[[], Any]]] = {
     "ES256": lambda: ec.generate_private_key(ec.SECP256R1()),
     "RS256": lambda: rsa.generate_private_key(_RSA_EXPONENT, _RSA_BITS),
+    "EdDSA": ed25519.Ed25519PrivateKey.generate,
 }
 
-#: Each has its own succession of signing keys, from the start.
+#: Each has its own succession of signing keys.
 LINES: Final[tuple[tuple[Purpose, Algorithm], ...]] = (
     *(("token", algorithm) for algorithm in GENERATE),
     ("feed", FEED_ALGORITHM),
 )
+
+
+#: RFC 9068 §2.1 wants RS256 supported, so it is published before anybody needs it.
+_ALWAYS_PUBLISHED: Final[frozenset[Algorithm]] = frozenset(("ES256", "RS256"))
 
 
 class NoSigner(Exception):
@@ -252,6 +257,19 @@ class RingKeeper:
             self._ring = Ring.read(self._store.signing_keys(), self._sealing_keys, self._ring)
             self._as_of = as_of
         return self._ring
+
+
+def first_lines(algorithms: Collection[Algorithm]) -> list[tuple[Purpose, Algorithm]]:
+    """The lines that a deployment begins with.
+
+    An EdDSA key is published only where an audience uses it: there are verifiers that stumble
+    over a key set with a key type they do not know.
+
+    Args:
+        algorithms: those that its audiences use.
+    """
+    used = _ALWAYS_PUBLISHED.union(algorithms)
+    return [line for line in LINES if line[0] == "feed" or line[1] in used]
 
 
 def create(

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(
     options: argparse.Namespace, folder: Path, deployment: targets.Deployment
 ) -> dict[str, Any]:
-    about = machine.description() | {"form_parser_of_r": references.form_parser()}
+    about = machine.description()
     server_core, load_core = machine.cores()
     _print_machine(about, pinned=server_core is not None)
     with ExitStack() as stack:
@@ -78,8 +78,8 @@ def _run(
             rounds.append({server.name: results[server.name] for server in servers})
             _progress(number + 1, options.rounds)
         tokens, key_set = targets.some_tokens(deployment, _TOKENS)
-    with machine.pinned_to(server_core):
-        verified = verification.measure(tokens, key_set, options.rounds)
+        with machine.pinned_to(server_core):
+            verified = verification.measure(tokens, key_set, options.rounds)
     counted = report.undisturbed(rounds)
     figures = report.of_tokens(counted) + report.of_verification(verified)
     _print_report(rounds, counted, verified, figures)
@@ -99,7 +99,6 @@ def _print_machine(about: dict[str, Any], *, pinned: bool) -> None:
     where = "server and load on a core each" if pinned else "server and load share one core"
     print(f"{about['cores']} cores, {about['cpu']}, Linux {about['kernel']}; {where}")
     print(f"Python {about['python']}, {libraries}")
-    print(f"R parses forms with {about['form_parser_of_r']}")
 
 
 def _print_report(

@@ -13,9 +13,7 @@ import secrets
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -25,14 +23,12 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from jwt.utils import base64url_encode
-from starlette import formparsers, requests
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 PATH: Final = "/oauth/token"
-_MULTIPART: Final = "python_multipart"
 _LIFETIME_S: Final = 600
 _ISSUER: Final = "http://127.0.0.1:8000"
 _SCOPE: Final = "widgets:read widgets:write"
@@ -43,39 +39,8 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
-class StandInParser:
-    """In place of python-multipart where it is not installed: the same calls, and less work.
-
-    It makes R a little faster than it is, so a bar over R is a little harder.
-    """
-
-    def __init__(self, callbacks: dict[str, Callable[..., None]]) -> None:
-        self._callbacks = callbacks
-
-    def write(self, data: bytes) -> None:
-        call = self._callbacks
-        for pair in data.split(b"&") if data else ():
-            name, _, value = pair.partition(b"=")
-            call["on_field_start"]()
-            call["on_field_name"](name, 0, len(name))
-            call["on_field_data"](value, 0, len(value))
-            call["on_field_end"]()
-
-    def finalize(self) -> None:
-        return
-
-
-def form_parser() -> str:
-    """What R parses forms with."""
-    installed = find_spec(_MULTIPART) is not None
-    return _MULTIPART if installed else f"a stand-in for {_MULTIPART}, which is not installed"
-
-
 def reference_r() -> Starlette:
     """R."""
-    if form_parser() != _MULTIPART:
-        setattr(formparsers, "multipart", SimpleNamespace(QuerystringParser=StandInParser))  # noqa: B010
-        setattr(requests, "parse_options_header", lambda value: (value.encode(), {}))  # noqa: B010
     private = ec.generate_private_key(ec.SECP256R1())
 
     async def token(request: Request) -> Response:

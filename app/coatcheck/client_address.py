@@ -16,20 +16,20 @@ Network = IPv4Network | IPv6Network
 
 
 def client_address(
-    peer: str | None, forwarded_for: Sequence[str], trusted_proxies: Sequence[Network]
+    peer: str | None, forwarded_for: str, trusted_proxies: Sequence[Network]
 ) -> Address | None:
     """The caller's address; None when it cannot be known.
 
     Args:
         peer: the address at the other end of the connection; None on a Unix socket.
-        forwarded_for: every X-Forwarded-For line of the request, in order.
+        forwarded_for: the request's X-Forwarded-For, its lines joined by commas in order.
         trusted_proxies: networks whose X-Forwarded-For is believed.
     """
     address = parse(peer or "")
-    if address is None or not _is_trusted(address, trusted_proxies):
+    if not trusted_proxies or address is None or not _is_trusted(address, trusted_proxies):
         return address
     # A trusted proxy that names nobody, or writes what is no address, leaves the caller unknown.
-    for entry in reversed(",".join(forwarded_for).split(",")):
+    for entry in reversed(forwarded_for.split(",")):
         address = parse(_without_port(entry.strip()))
         if address is None or not _is_trusted(address, trusted_proxies):
             return address

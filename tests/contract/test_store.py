@@ -729,7 +729,7 @@ def test_sqlite_reads_over_a_connection_that_cannot_write(file: SqliteStore) -> 
     """The token path writes nothing, whatever somebody adds to it."""
     with (
         pytest.raises(StoreUnavailable, match="readonly"),
-        file._reading() as connection,
+        file._reading as connection,
     ):
         connection.execute("DELETE FROM api_keys")
 

@@ -96,7 +96,7 @@ class SignsFeeds(Protocol):
 
 class Issues(Protocol):
     def recognize(
-        self, found: Found, presented: str, client_id: str | None, now: int
+        self, found: Found, digest: bytes, client_id: str | None, now: int
     ) -> ApiKeyRecord: ...
 
     def issue(self, record: ApiKeyRecord, asked: Asked, *, now: int, as_of: int) -> Issued: ...
@@ -539,14 +539,14 @@ class World:
         try:
             found = done(node.store.find((apikey.digest(secret.text),)))
             node.store.pause()
-            record = node.issuer.recognize(found, secret.text, None, now)
+            record = node.issuer.recognize(found, apikey.digest(secret.text), None, now)
             issued = node.issuer.issue(record, Asked(), now=now, as_of=found.as_of)
         except (Refusal, NoSigner):
             assert meanwhile is not None or not is_good, "a good API key was refused"
             return None
         finally:
             node.store.meanwhile(0, None)
-        token = self._read(node, issued.token, api_key, secret, began)
+        token = self._read(node, issued.token.decode(), api_key, secret, began)
         self.tokens.append(token)
         return token
 
@@ -555,7 +555,7 @@ class World:
         signing_key = node.ring.last_known.get(unverified.header.kid)
         assert signing_key is not None
         signed = check.check_signed(unverified, _public(json.dumps(signing_key.public_jwk)))
-        vouched = Vouched.of(signed.signing_key.kid, signed.claims)
+        vouched = Vouched(signed.signing_key.kid, signed.claims)
         return Token(api_key, secret, signed, vouched, began, self.moment())
 
     def sign_feed(self, node: Node, *, meanwhile: Meanwhile = None) -> SignedFeed:

@@ -16,7 +16,7 @@ import pytest
 
 APP = Path(__file__).parents[2] / "app"
 
-WORDS = "apikey base62 ids scope token_profile feed_profile durations client_address"
+WORDS = "apikey base62 base64url ids scope token_profile feed_profile durations client_address"
 
 #: Rooms from the ground up: a room imports itself and what stands behind it, nothing else.
 ROOMS: dict[str, str] = {
@@ -66,10 +66,11 @@ FOREIGN: dict[str, str] = {
     "sqlite3": "server.store",
     "alembic": "server.store",
     "psycopg": "server.store",
-    "jwt": ("verifier.check verifier.keyset server.issue.exchange server.signing"),
+    "jwt": "verifier.keyset server.signing",
     "cryptography": "verifier.check verifier.keyset server.sealing server.signing",
     "starlette": "server.app server.oauth.metadata verifier.adapters.starlette starlette",
     "uvicorn": "server.listen",
+    "httptools": "server.listen",
     "pydantic": "server.settings",
     "limits": "server.throttle",
     "jinja2": "server.pages",
@@ -83,10 +84,11 @@ FOREIGN: dict[str, str] = {
 MADE_IN: dict[str, str] = {
     "ApiKeyRecord": "server.store.hot",
     "Allowance": "server.issue.decide",
+    "CheckedTerms": "token_profile",
     "CheckedClaims": "token_profile",
     "Issued": "server.issue.mint",
     "OwnToken": "server.issue.inspect",
-    "Principal": "verifier.verifier",
+    "from_claims": "verifier.verifier",
 }
 
 

@@ -55,7 +55,7 @@ def test_the_address_is_the_one_that_nobody_untrusted_could_choose(
     """From right to left past the trusted; unknown rather than guessed.  RFC 7239 §8.1."""
     expected = None if address is None else ip_address(address)
 
-    assert client_address(peer, forwarded, PROXIES) == expected
+    assert client_address(peer, ", ".join(forwarded), PROXIES) == expected
 
 
 ADDRESSES = st.ip_addresses()
@@ -70,12 +70,12 @@ def test_nothing_that_the_caller_writes_moves_its_address(written: list[str], se
     """The caller owns every line but the last entry, which the proxy appends."""
     forwarded = [*written, str(seen)]
 
-    assert client_address(PROXY, forwarded, PROXIES) == seen
+    assert client_address(PROXY, ",".join(forwarded), PROXIES) == seen
 
 
 @settings(max_examples=100)
-@given(st.text(max_size=30), st.lists(st.text(max_size=30), max_size=3))
-def test_no_header_raises(peer: str, forwarded: list[str]) -> None:
+@given(st.text(max_size=30), st.text(max_size=90))
+def test_no_header_raises(peer: str, forwarded: str) -> None:
     """It comes from the network."""
     client_address(peer, forwarded, PROXIES)
 

@@ -1,7 +1,8 @@
 """What narrows an API key and its tokens.  One file each; this tuple is the whole list.
 
 Order matters to whoever reads a refusal: the audience comes before the scopes, which belong to
-it, and the expiry last, so that a wrong ask is told before a short life.
+it.  The end of an API key is no restriction of an ask: `token_profile` bounds every token's life
+by it, whatever was asked.
 """
 
 from typing import Final
@@ -17,14 +18,12 @@ from coatcheck.restrictions.base import (
     Situation,
 )
 from coatcheck.restrictions.environment import EnvironmentRestriction
-from coatcheck.restrictions.expiry import ExpiryRestriction
 from coatcheck.restrictions.scope import ScopeRestriction
 
 RESTRICTIONS: Final[tuple[Restriction, ...]] = (
     EnvironmentRestriction(),
     AudienceRestriction(),
     ScopeRestriction(),
-    ExpiryRestriction(),
 )
 
 #: What a token's `must` claim may name.  A verifier refuses any other name.

@@ -66,15 +66,14 @@ class Ask:
         audience: the one resource server the token is for.
         audience_environment: the environment that audience belongs to; None: shared by all.
         scopes: None when nothing was asked, which means all the API key has.
-        now: seconds since the epoch, taken before the API key's record was read.
-        lifetime_s: how long a token lives in this deployment, in seconds.
+
+    There is no time in it: what an ask may have is the same at any moment, for as long as the
+    API key's record is.
     """
 
     audience: str
     audience_environment: str | None
     scopes: Scopes | None
-    now: int
-    lifetime_s: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,8 @@ class Allowance:
 
     Attributes:
         audiences: the resource servers it may be for; exactly one after `audience` narrowed it.
-        expires_at: seconds since the epoch; None as long as nothing has limited it.
+        expires_at: seconds since the epoch; no token outlives it.  None as long as nothing has
+            limited it.
     """
 
     api_key_id: str

@@ -5,6 +5,7 @@ pages are ordinary Starlette.
 """
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -180,6 +181,9 @@ class Service:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         _on_signals(self._feed.stop)
+        # What was made until now stays for good: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
         tasks = [
             asyncio.create_task(self._flush_usage()),
             asyncio.create_task(self._feed.follow()),

@@ -6,7 +6,8 @@ busy key costs the database no more than an idle one.  A crash loses at most the
 
 import logging
 import threading
-from typing import NamedTuple
+from collections import deque
+from typing import Final, NamedTuple
 
 from coatcheck.server.store import Store, StoreUnavailable
 
@@ -24,41 +25,45 @@ class Count(NamedTuple):
     raw_key_uses: int = 0
     last_used_at: int = 0
 
-    def plus(self, other: "Count") -> "Count":
-        return Count(
-            self.tokens_issued + other.tokens_issued,
-            self.raw_key_uses + other.raw_key_uses,
-            max(self.last_used_at, other.last_used_at),
-        )
+
+_NONE: Final = Count()
 
 
 class Usage:
-    """The counts of one process since the last flush."""
+    """The counts of one process that are not written yet."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._lock = threading.Lock()
+        #: Used API keys in the order of their use.  Appending and taking are one step each, so
+        #: the token path needs no lock.
+        self._uses: deque[tuple[str, int, bool]] = deque()
+        self._flushing = threading.Lock()
         self._counts: dict[str, Count] = {}
 
     def count(self, api_key_id: str, now: int, *, is_raw_key_use: bool = False) -> None:
         """Count one issued token.  `now` in seconds since the epoch."""
-        self._add(api_key_id, Count(1, int(is_raw_key_use), now))
+        self._uses.append((api_key_id, now, is_raw_key_use))
 
     def flush(self) -> None:
         """Write what was counted.  While the database is away the counts are kept for later."""
-        with self._lock:
-            counts, self._counts = self._counts, {}
-        if not counts:
-            return
-        try:
-            with self._store.transaction() as tx:
-                tx.add_usage(counts)
-        except StoreUnavailable as error:
-            for api_key_id, count in counts.items():
-                self._add(api_key_id, count)
-            _log.warning("usage not written, kept for the next try: %s", error)
+        with self._flushing:
+            self._add_up()
+            if not self._counts:
+                return
+            try:
+                with self._store.transaction() as tx:
+                    tx.add_usage(self._counts)
+            except StoreUnavailable as error:
+                _log.warning("usage not written, kept for the next try: %s", error)
+            else:
+                self._counts = {}
 
-    def _add(self, api_key_id: str, count: Count) -> None:
-        with self._lock:
-            before = self._counts.get(api_key_id)
-            self._counts[api_key_id] = count if before is None else before.plus(count)
+    def _add_up(self) -> None:
+        for _ in range(len(self._uses)):
+            api_key_id, now, is_raw_key_use = self._uses.popleft()
+            before = self._counts.get(api_key_id, _NONE)
+            self._counts[api_key_id] = Count(
+                before.tokens_issued + 1,
+                before.raw_key_uses + is_raw_key_use,
+                max(before.last_used_at, now),
+            )

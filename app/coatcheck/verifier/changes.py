@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from coatcheck import feed_profile
 from coatcheck.durations import (
@@ -372,32 +372,39 @@ def _follow(reference: "weakref.ref[Changes]", wake: threading.Event) -> None:
             return
 
 
-class Vouched(NamedTuple):
+class Vouched:
     """A token as the feed sees it: what it hangs on, and as of when its issuer vouched for it.
 
     Attributes:
-        subjects: in the feed's form.
         as_of: up to where the issuer had read its change log.
     """
 
-    kid: str
-    subjects: tuple[str, ...]
-    as_of: int
+    __slots__ = ("_claims", "_subjects", "as_of", "kid")
 
-    @classmethod
-    def of(cls, kid: str, claims: Mapping[str, object]) -> "Vouched":
+    def __init__(self, kid: str, claims: Mapping[str, Any]) -> None:
         """Read verified claims.
 
         Raises:
             TokenMalformed: a claim that only this issuer's profile requires is missing.
         """
         as_of = claims.get("as_of")
-        if type(as_of) is not int or not ("org_id" in claims and "env" in claims):
+        if type(as_of) is not int or "org_id" not in claims or "env" not in claims:
             raise TokenMalformed("The claims org_id, env and as_of are required to follow a feed.")
-        hung_on = [str(claims[name]) for name in _SUBJECT_CLAIMS if name in claims]
-        subjects = map(_subject, (*hung_on, kid, feed_profile.EVERYTHING))
-        # Every token has another `jti`: remembering its form would only push out the others.
-        return cls(kid, (*subjects, feed_profile.subject(str(claims["jti"]))), as_of)
+        self.kid = kid
+        self.as_of = as_of
+        self._claims = claims
+        self._subjects: tuple[str, ...] | None = None
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """In the feed's form.  Worked out when a feed first names anything at all."""
+        if self._subjects is None:
+            claims = self._claims
+            hung_on = [str(claims[name]) for name in _SUBJECT_CLAIMS if name in claims]
+            shared = map(_subject, (*hung_on, self.kid, feed_profile.EVERYTHING))
+            # Every token has another `jti`: remembering its form would only push out the others.
+            self._subjects = (*shared, feed_profile.subject(claims["jti"]))
+        return self._subjects
 
 
 def check_vouched(vouched: Vouched, known: Known) -> None:

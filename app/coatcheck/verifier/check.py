@@ -14,7 +14,6 @@ Source: RFC 7515 §5.2 and RFC 7519 §7.2 (validation), RFC 9068 §2 and §4 (ac
 RFC 8725 §3 (best practices), RFC 7518 §3 and RFC 8037 §3.1 (algorithms).
 """
 
-import binascii
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from typing import Any, Final, NamedTuple, NewType, NoReturn
 
 from cryptography.exceptions import InvalidSignature
 
+from coatcheck import base64url
 from coatcheck.restrictions import KNOWN, RESTRICTIONS, Situation
 from coatcheck.token_profile import MAX_TOKEN_BYTES, REQUIRED_CLAIMS, Algorithm
 from coatcheck.verifier import errors
@@ -50,13 +50,6 @@ _required_claims: Final = itemgetter(*REQUIRED_CLAIMS)
 _TEXTS: Final = frozenset(("iss", "sub", "client_id", "jti", "org_id", "env", "project_id"))
 
 _JSON_BLANKS: Final = " \t\r\n"  # RFC 8259 §2
-
-# RFC 4648 §5 into §4; characters of the other alphabet and padding become one of neither.
-_TO_STANDARD: Final = bytes.maketrans(b"-_+/=", b"+/!!!")
-#: What the last character may be, by the length modulo 4: its unused bits are zero (RFC 4648
-#: §3.5), so that no second text means the same bytes.  A single left-over character is none.
-_LAST_CHARACTER: Final = (b"", b"", b"AQgw", b"AEIMQUYcgkosw048")
-_PADDING: Final = (b"", b"", b"==", b"=")
 
 _CHECKS: Final = tuple(restriction.check for restriction in RESTRICTIONS)
 
@@ -179,9 +172,10 @@ def take_apart(text: TokenText) -> Unverified:
     header = _header(header_text)
     # 1c
     try:
-        return Unverified(header, signing_input, base64url(payload_text), base64url(signature_text))
+        payload, signature = base64url.decode(payload_text), base64url.decode(signature_text)
     except ValueError:
         raise errors.TokenMalformed from None
+    return Unverified(header, signing_input, payload, signature)
 
 
 def check_signed(unverified: Unverified, signing_key: SigningKey) -> SignedClaims:
@@ -330,21 +324,6 @@ def json_object(data: bytes, max_containers: int) -> dict[str, Any]:
     return value
 
 
-def base64url(text: bytes) -> bytes:
-    """Decode base64url without padding, in its one spelling.
-
-    Raises:
-        ValueError: padding, a foreign character, an impossible length or unused bits set.
-
-    Source: RFC 7515 §2, RFC 4648 §3.3, §3.5 and §5.
-    """
-    left_over = len(text) & 3
-    if left_over and text[-1] not in _LAST_CHARACTER[left_over]:
-        raise ValueError("not base64url")
-    standard = text.translate(_TO_STANDARD) + _PADDING[left_over]
-    return binascii.a2b_base64(standard, strict_mode=True)
-
-
 @lru_cache(maxsize=64)
 def _header(text: bytes) -> Header:
     """Step 2.  A signing key has one header text, so almost every call is a look-up.
@@ -354,7 +333,7 @@ def _header(text: bytes) -> Header:
     if len(text) > MAX_HEADER_LENGTH:
         raise errors.TokenMalformed
     try:
-        members = json_object(base64url(text), MAX_CONTAINERS)
+        members = json_object(base64url.decode(text), MAX_CONTAINERS)
     except ValueError:
         raise errors.TokenMalformed from None
     if not _REFUSED_MEMBERS.isdisjoint(members):

@@ -35,6 +35,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
+from coatcheck import base64url
 from coatcheck.durations import (
     FIRST_LOAD_TIMEOUT,
     JWKS_COOLDOWN,
@@ -42,7 +43,7 @@ from coatcheck.durations import (
     JWKS_STALE_IF_ERROR,
 )
 from coatcheck.token_profile import Algorithm
-from coatcheck.verifier.check import MAX_KID_LENGTH, SigningKey, base64url, json_object
+from coatcheck.verifier.check import MAX_KID_LENGTH, SigningKey, json_object
 from coatcheck.verifier.errors import IssuerUnavailable, UnknownSigningKey
 
 MAX_BYTES: Final = 64 * 1024
@@ -134,7 +135,7 @@ def _signing_key(jwk: object) -> SigningKey | None:
     public_members = {name: jwk[name] for name in names if type(jwk.get(name)) is str}
     try:
         for text in public_members.values():
-            base64url(text.encode())
+            base64url.decode(text.encode())
         key = jwt.PyJWK({"kty": key_type, "crv": curve, **public_members}, algorithm)
     except (jwt.PyJWTError, ValueError, TypeError, KeyError, UnsupportedAlgorithm):
         # Off the curve, a member missing or of the wrong length, an even exponent, and so on.

@@ -1,11 +1,12 @@
-"""Tokens that were verified before, by digest, so that a signature is checked only once.
+"""Tokens that were verified before, so that a signature is checked only once.
 
-Only successes are remembered, so that nobody can fill it without the issuer's help.  There is no
-lock: each step is one operation on a dictionary, and a race that is lost costs one remembered
-token.
+Only successes are remembered, so that nobody can fill it without the issuer's help.  A token's
+text is its key: a digest of it would cost more than all that is still checked.  There is no lock:
+each step is one operation on a dictionary, and a race that is lost costs one remembered token.
 """
 
 import contextlib
+from collections import OrderedDict
 from typing import NamedTuple
 
 from coatcheck.verifier.changes import Vouched
@@ -26,18 +27,18 @@ class Memo:
 
     def __init__(self, size: int) -> None:
         self._size = max(size, 1)
-        self._by_digest: dict[bytes, Remembered] = {}
-        self.get = self._by_digest.get
+        self._by_token: OrderedDict[str, Remembered] = OrderedDict()
+        self.get = self._by_token.get
 
     def __len__(self) -> int:
-        return len(self._by_digest)
+        return len(self._by_token)
 
-    def put(self, digest: bytes, remembered: Remembered) -> None:
-        while len(self._by_digest) >= self._size:
-            # Another thread may have changed the dictionary between the two steps.
-            with contextlib.suppress(RuntimeError, StopIteration):
-                self.drop(next(iter(self._by_digest)))
-        self._by_digest[digest] = remembered
+    def put(self, token: str, remembered: Remembered) -> None:
+        self._by_token[token] = remembered
+        while len(self._by_token) > self._size:
+            # Another thread may have taken the last one between the two steps.
+            with contextlib.suppress(KeyError):
+                self._by_token.popitem(last=False)
 
-    def drop(self, digest: bytes) -> None:
-        self._by_digest.pop(digest, None)
+    def drop(self, token: str) -> None:
+        self._by_token.pop(token, None)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from coatcheck.scope import MalformedScope, Scopes, concrete
 from coatcheck.verifier.errors import InsufficientScope, Protection
@@ -77,6 +77,51 @@ class Principal:
     @property
     def identity(self) -> str:
         return self.key_id
+
+
+class _Verified(Principal):
+    """A principal while it is made from verified claims, before it is closed.
+
+    A frozen dataclass sets each of its fields by a call; that would cost more than all checks of
+    the claims together.
+    """
+
+    __slots__ = ()
+    __setattr__ = object.__setattr__
+
+    def __init__(
+        self, claims: Mapping[str, Any], expires_at: int, audience: str, protection: Protection
+    ) -> None:
+        this: Any = self
+        get = claims.get
+        this.key_id = claims["sub"]
+        this.org_id = get("org_id")
+        this.project_id = get("project_id")
+        this.environment = get("env")
+        this.scopes = _scopes(get("scope"))
+        this.method = "jwt"
+        this.expires_at = expires_at
+        this.token_id = claims["jti"]
+        this.client_id = claims["client_id"]
+        this.audience = audience
+        this.claims = claims
+        this.protection = protection
+        this.__class__ = Principal
+
+
+def from_claims(
+    claims: Mapping[str, Any], *, expires_at: int, audience: str, protection: Protection
+) -> Principal:
+    """Whom verified claims speak for."""
+    return _Verified(claims, expires_at, audience, protection)
+
+
+def _scopes(claim: object) -> Scopes:
+    """What the `scope` claim grants.  One that is no scope grants nothing (RFC 9068 §2.2.3)."""
+    try:
+        return Scopes.parse(claim) if isinstance(claim, str) else Scopes()
+    except MalformedScope:
+        return Scopes()
 
 
 def _scope_tokens(permissions: tuple[str, ...], resource: str | None) -> list[str]:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from hashlib import sha256
 from types import TracebackType
 from typing import Final, Literal, Self
 from urllib.parse import urlsplit
@@ -24,8 +23,8 @@ from coatcheck import apikey
 from coatcheck.durations import FEED_WAIT_MAX, FIRST_LOAD_TIMEOUT, LEEWAY, LEEWAY_MAX
 from coatcheck.feed_profile import MAX_FEED_BYTES
 from coatcheck.restrictions import Situation
-from coatcheck.scope import MalformedScope, Scopes
-from coatcheck.token_profile import ALGORITHMS, TYPES, is_audience
+from coatcheck.scope import Scopes
+from coatcheck.token_profile import ALGORITHMS, MAX_TOKEN_BYTES, TYPES, is_audience
 from coatcheck.verifier import changes, check, exchange, http, keyset
 from coatcheck.verifier.errors import (
     ApiKeyUnknown,
@@ -47,7 +46,7 @@ from coatcheck.verifier.errors import (
 )
 from coatcheck.verifier.memo import Memo, Remembered
 from coatcheck.verifier.presented import Headers, Presented, presented
-from coatcheck.verifier.principal import Principal
+from coatcheck.verifier.principal import Principal, from_claims
 
 #: About 3 KB each.
 REMEMBERED_TOKENS: Final = 10_000
@@ -381,64 +380,62 @@ class Verifier:
         return replace(principal, method="api_key", protection=self._protection)
 
     def _verify(self, token: str, situation: Situation) -> Principal:
-        text = check.form(token)
-        digest = sha256(text).digest()
         known = None
         if self._changes is not None:
             known = self._changes.known() or self._changes.wait_for_first()
-        principal = self._remembered(digest, situation, known)
+        principal = self._remembered(token, situation, known)
         if principal is None:
-            unverified = check.read(text, self._expected)
+            unverified = check.read(check.form(token), self._expected)
             kid = unverified.header.kid
             is_announced = known is not None and kid in known.kids
             signing_key = self._key_set.look_up(kid, is_announced=is_announced)
             if signing_key is None:
                 signing_key = self._key_set.wait_for(kid)
-            principal = self._accept(digest, unverified, signing_key, situation, known)
+            principal = self._accept(token, unverified, signing_key, situation, known)
         return principal
 
     async def _verify_async(self, token: str, situation: Situation) -> Principal:
-        text = check.form(token)
-        digest = sha256(text).digest()
         known = None
         if self._changes is not None:
             known = self._changes.known()
             if known is None:
                 known = await asyncio.to_thread(self._changes.wait_for_first)
-        principal = self._remembered(digest, situation, known)
+        principal = self._remembered(token, situation, known)
         if principal is None:
-            unverified = check.read(text, self._expected)
+            unverified = check.read(check.form(token), self._expected)
             kid = unverified.header.kid
             is_announced = known is not None and kid in known.kids
             signing_key = self._key_set.look_up(kid, is_announced=is_announced)
             if signing_key is None:
                 signing_key = await asyncio.to_thread(self._key_set.wait_for, kid)
-            principal = self._accept(digest, unverified, signing_key, situation, known)
+            principal = self._accept(token, unverified, signing_key, situation, known)
         return principal
 
     def _remembered(
-        self, digest: bytes, situation: Situation, known: changes.Known | None
+        self, token: str, situation: Situation, known: changes.Known | None
     ) -> Principal | None:
         """The caller, if this very token was verified before and everything else still holds."""
-        remembered = self._memo.get(digest)
+        # None that is longer was remembered; looking for it would cost as much as it is long.
+        remembered = self._memo.get(token) if len(token) <= MAX_TOKEN_BYTES else None
         if remembered is None:
             return None
-        signed = remembered.signed
+        signed, principal, vouched = remembered
         if self._key_set.known(signed.signing_key.kid) is not signed.signing_key:
             # Withdrawn, or another key under its name, or the key set is too old to count.
-            self._memo.drop(digest)
+            self._memo.drop(token)
             return None
         try:
             check.check_use(signed, self._expected, self._clock(), situation)
-            self._check_vouched(remembered.vouched, known)
+            if known is not None:
+                self._check_vouched(vouched, known)
         except (TokenExpired, TokenRevoked):
-            self._memo.drop(digest)
+            self._memo.drop(token)
             raise
-        return remembered.principal
+        return principal
 
     def _accept(
         self,
-        digest: bytes,
+        token: str,
         unverified: check.Unverified,
         signing_key: check.SigningKey,
         situation: Situation,
@@ -446,36 +443,25 @@ class Verifier:
     ) -> Principal:
         signed = check.check_signed(unverified, signing_key)
         audience = check.check_use(signed, self._expected, self._clock(), situation)
-        vouched = None if known is None else changes.Vouched.of(signing_key.kid, signed.claims)
-        self._check_vouched(vouched, known)
-        principal = self._principal(signed, audience)
-        self._memo.put(digest, Remembered(signed, principal, vouched))
-        return principal
-
-    def _check_vouched(self, vouched: changes.Vouched | None, known: changes.Known | None) -> None:
-        """Steps 14 and 15, where a feed is followed."""
-        if known is None or vouched is None or self._changes is None:
-            return
-        if self._refuses_stale and self._changes.is_stale(known):
-            raise StaleFeed
-        changes.check_vouched(vouched, known)
-
-    def _principal(self, signed: check.SignedClaims, audience: str) -> Principal:
-        claims = signed.claims
-        return Principal(
-            key_id=claims["sub"],
-            org_id=claims.get("org_id"),
-            project_id=claims.get("project_id"),
-            environment=claims.get("env"),
-            scopes=_scopes(claims.get("scope")),
-            method="jwt",
+        vouched = None
+        if known is not None:
+            vouched = changes.Vouched(signing_key.kid, signed.claims)
+            self._check_vouched(vouched, known)
+        principal = from_claims(
+            signed.claims,
             expires_at=signed.expires_at,
-            token_id=claims["jti"],
-            client_id=claims["client_id"],
             audience=audience,
-            claims=claims,
             protection=self._protection,
         )
+        self._memo.put(token, Remembered(signed, principal, vouched))
+        return principal
+
+    def _check_vouched(self, vouched: changes.Vouched | None, known: changes.Known) -> None:
+        """Steps 14 and 15, where a feed is followed."""
+        if self._refuses_stale and self._changes is not None and self._changes.is_stale(known):
+            raise StaleFeed
+        if vouched is not None:
+            changes.check_vouched(vouched, known)
 
 
 def _by_api_key(principal: Principal) -> Principal:
@@ -490,14 +476,6 @@ def _require(principal: Principal, needed: Scopes) -> Principal:
     if needed.grants and principal.scopes.missing(needed):
         raise InsufficientScope(str(needed))
     return principal
-
-
-def _scopes(claim: object) -> Scopes:
-    """What the `scope` claim grants.  One that is no scope grants nothing (RFC 9068 §2.2.3)."""
-    try:
-        return Scopes.parse(claim) if isinstance(claim, str) else Scopes()
-    except MalformedScope:
-        return Scopes()
 
 
 # Settings.

@@ -5,7 +5,6 @@ Source: RFC 6749 §2.3.1 (authentication), §3.3 (scope); RFC 8707 §2 (resource
 
 import hmac
 
-from coatcheck import apikey
 from coatcheck.restrictions import RESTRICTIONS, Allowance, Ask, Reason, Refusal
 from coatcheck.server.store import ApiKeyRecord, Found
 
@@ -14,7 +13,7 @@ class Widened(Exception):
     """A restriction gave more than it was given.  A fault of ours; nothing is issued."""
 
 
-def recognize(found: Found, presented: str, client_id: str | None, now: int) -> ApiKeyRecord:
+def recognize(found: Found, digest: bytes, client_id: str | None, now: int) -> ApiKeyRecord:
     """The record of a presented secret, if it may be used at all.
 
     1. The digest matches a record, compared in constant time.
@@ -23,8 +22,8 @@ def recognize(found: Found, presented: str, client_id: str | None, now: int) -> 
     4. The organization is not suspended.
 
     Args:
-        found: the answer to the look-up of the secret's digest.
-        presented: what somebody sent as an API key.
+        found: the answer to the look-up of the digest.
+        digest: that of what somebody sent as an API key.
         client_id: what they sent as its id; None when nothing was.
         now: seconds since the epoch, taken before the look-up.
 
@@ -33,7 +32,6 @@ def recognize(found: Found, presented: str, client_id: str | None, now: int) -> 
             the secret whether an API key exists.
     """
     # 1
-    digest = apikey.digest(presented)
     record = found.records.get(digest)
     if record is None or not hmac.compare_digest(record.digest, digest):
         raise Refusal(Reason.API_KEY_UNKNOWN)
@@ -56,7 +54,9 @@ def recognize(found: Found, presented: str, client_id: str | None, now: int) -> 
 
 
 def decide(record: ApiKeyRecord, ask: Ask) -> Allowance:
-    """What a token for this ask may be: everything the API key has, through every restriction.
+    """What tokens for this ask may be: everything the API key has, through every restriction.
+
+    No time comes in: the outcome is the same at any moment for the same record.
 
     Raises:
         Refusal: a restriction leaves nothing.

@@ -4,26 +4,33 @@
 2. The asked audience is one this deployment knows.
 3. Every restriction narrows what the API key has to what was asked (`decide.decide`).
 4. The claims are checked against the token profile (`token_profile.check`).
-5. The ring's signer for that audience signs (`mint.mint`).
+5. The token gets its moment, its name and its place in the change log (`CheckedTerms.at`).
+6. The ring's signer for that audience signs (`mint.mint`).
+
+Steps 2 to 4 depend on nothing but the record, the ask and the settings, so their outcome is
+remembered for as long as the record is the same one.
 """
 
-import secrets
+import os
+from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
-from jwt.utils import base64url_encode
-
-from coatcheck import token_profile
+from coatcheck import apikey, token_profile
 from coatcheck.restrictions import RESTRICTIONS, Allowance, Ask, Reason, Refusal
 from coatcheck.scope import MalformedScope, Scopes
-from coatcheck.server.catalog import Catalog
+from coatcheck.server.catalog import Audience, Catalog
 from coatcheck.server.issue import decide
 from coatcheck.server.issue.mint import Issued, mint
 from coatcheck.server.signing import RingKeeper
 from coatcheck.server.store import ApiKeyRecord, Found
+from coatcheck.token_profile import CheckedTerms
+
+#: Outcomes of steps 2 to 4 that each process remembers; about 1 KiB each.
+_MOST_TERMS: Final = 32_768
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """What a request asked for, as text; absent means the default.
 
     Attributes:
@@ -48,6 +55,20 @@ class Subject:
     presented_in: str = "header"
 
 
+class _Terms(NamedTuple):
+    """What an API key gets for one ask, whenever it asks.
+
+    Attributes:
+        record: what they were settled for; another record of the same secret voids them.
+        scope: the asked set as it was written, or all the API key has for the audience.
+    """
+
+    record: ApiKeyRecord
+    audience: Audience
+    claims: CheckedTerms
+    scope: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Issuer:
     """Everything a token of this deployment is made from, but the request."""
@@ -56,15 +77,18 @@ class Issuer:
     catalog: Catalog
     ring: RingKeeper
     token_lifetime_s: int
+    _remembered: OrderedDict[tuple[bytes, Asked], _Terms] = field(
+        default_factory=OrderedDict, init=False, repr=False
+    )
 
     def recognize(
-        self, found: Found, presented: str, client_id: str | None, now: int
+        self, found: Found, digest: bytes, client_id: str | None, now: int
     ) -> ApiKeyRecord:
         """Step 1.  As `decide.recognize`."""
-        return decide.recognize(found, presented, client_id, now)
+        return decide.recognize(found, digest, client_id, now)
 
     def issue(self, record: ApiKeyRecord, asked: Asked, *, now: int, as_of: int) -> Issued:
-        """Steps 2 to 5.
+        """Steps 2 to 6.
 
         Args:
             record: from `recognize`.
@@ -76,31 +100,16 @@ class Issuer:
             NoSigner: no signing key may sign for this audience.
             StoreUnavailable: the ring could not be read.
         """
-        # 2
-        audience = self.catalog.audiences.get(self._audience_id(record, asked))
-        if audience is None:
-            raise Refusal(Reason.INVALID_TARGET, allowed=record.audiences)
-        # 3
-        ask = Ask(
-            audience=audience.id,
-            audience_environment=audience.environment,
-            scopes=_scopes(asked.scope),
-            now=now,
-            lifetime_s=self.token_lifetime_s,
-        )
-        allowance = decide.decide(record, ask)
-        # 4
-        claims = token_profile.check(
-            self._claims(allowance, now, as_of), lifetime_s=self.token_lifetime_s
-        )
+        # 2 to 4
+        terms = self._remembered.get((record.digest, asked))
+        if terms is None or terms.record is not record:
+            terms = self._remember(self._settle(record, asked), asked)
         # 5
-        signer = self.ring.at(as_of).signer(audience.algorithm, now)
+        claims = terms.claims.at(now, as_of=as_of, token_id=os.urandom(16))
+        # 6
+        signer = self.ring.at(as_of).signer(terms.audience.algorithm, now)
         return mint(
-            claims,
-            signer,
-            audience.token_type,
-            scope=_as_asked(asked.scope) or str(allowance.scopes),
-            api_key_id=allowance.api_key_id,
+            claims, signer, terms.audience.token_type, scope=terms.scope, api_key_id=record.id
         )
 
     def issue_for(
@@ -123,7 +132,7 @@ class Issuer:
             As `issue`.
         """
         # 1
-        record = self.recognize(found, subject.secret, None, now)
+        record = self.recognize(found, apikey.digest(subject.secret), None, now)
         # 2
         is_for_management_only = set(record.audiences) == {f"{self.url}/v1"}
         if record.scopes.has_platform_permission or is_for_management_only:
@@ -138,6 +147,29 @@ class Issuer:
             raise Refusal(Reason.INVALID_TARGET, allowed=resource_server.audiences)
         return self.issue(record, asked, now=now, as_of=found.as_of)
 
+    def _settle(self, record: ApiKeyRecord, asked: Asked) -> _Terms:
+        # 2
+        audience = self.catalog.audiences.get(self._audience_id(record, asked))
+        if audience is None:
+            raise Refusal(Reason.INVALID_TARGET, allowed=record.audiences)
+        # 3
+        ask = Ask(audience.id, audience.environment, _scopes(asked.scope))
+        allowance = decide.decide(record, ask)
+        # 4
+        claims = token_profile.check(
+            self._claims(allowance),
+            lifetime_s=self.token_lifetime_s,
+            ends_at=allowance.expires_at,
+        )
+        scope = _as_asked(asked.scope) or str(allowance.scopes)
+        return _Terms(record, audience, claims, scope.encode("ascii"))
+
+    def _remember(self, terms: _Terms, asked: Asked) -> _Terms:
+        self._remembered[(terms.record.digest, asked)] = terms
+        if len(self._remembered) > _MOST_TERMS:
+            self._remembered.popitem(last=False)
+        return terms
+
     def _audience_id(self, record: ApiKeyRecord, asked: Asked) -> str:
         wanted = set(asked.audiences)
         if len(wanted) > 1:
@@ -145,15 +177,12 @@ class Issuer:
         default = self.catalog.default_audiences.get(record.environment, "")
         return wanted.pop() if wanted else default
 
-    def _claims(self, allowance: Allowance, now: int, as_of: int) -> dict[str, object]:
+    def _claims(self, allowance: Allowance) -> dict[str, object]:
         claims: dict[str, object] = {
             "iss": self.url,
             "sub": allowance.api_key_id,
             "client_id": allowance.api_key_id,
-            "iat": now,
-            "jti": base64url_encode(secrets.token_bytes(16)).decode("ascii"),
             "org_id": allowance.organization_id,
-            "as_of": as_of,
         }
         must = []
         for restriction in RESTRICTIONS:

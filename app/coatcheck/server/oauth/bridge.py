@@ -12,6 +12,7 @@ from typing import Any, Final
 from authlib.oauth2.rfc6749 import AuthorizationServer, OAuth2Request
 from authlib.oauth2.rfc6749.endpoint import Endpoint
 from authlib.oauth2.rfc6749.errors import OAuth2Error, UnsupportedGrantTypeError
+from authlib.oauth2.rfc6749.grants import BaseGrant
 
 from coatcheck.restrictions import Refusal
 from coatcheck.server.issue.exchange import Asked, Issuer, Subject
@@ -26,23 +27,7 @@ from coatcheck.server.store import ApiKeyRecord, Found
 # Authlib writes whole tokens at DEBUG.
 logging.getLogger("authlib").setLevel(logging.INFO)
 
-#: The one client authentication method: an API key, wherever `wire` found it.
-API_KEY: Final = "api_key"
-
-
 _DOTS_OF_A_JWT: Final = 2
-
-
-class Payload:
-    """A request's parameters, as Authlib's grants read them."""
-
-    __slots__ = ("client_id", "data", "grant_type", "scope")
-
-    def __init__(self, data: dict[str, str]) -> None:
-        self.data = data
-        self.grant_type = data.get("grant_type")
-        self.scope = data.get("scope")
-        self.client_id = data.get("client_id")
 
 
 class BridgeRequest(OAuth2Request):
@@ -60,36 +45,16 @@ class BridgeRequest(OAuth2Request):
         self, http: FormRequest, found: Found, presented_token: OwnToken | None = None
     ) -> None:
         # Not Authlib's own: it wants a URL, and refuses plain http behind a TLS proxy.
-        self.method = "POST"
-        self.headers: dict[str, str] = {}
-        self.payload = Payload(dict(http.form))
-        self.client: Client | None = None
-        self.auth_method: str | None = None
         self.http = http
         self.found = found
         self.presented_token = presented_token
+        self.client: ApiKeyRecord | None = None
         self.issued: Issued | None = None
         self.is_raw_key_use = False
 
     @property
     def form(self) -> dict[str, str]:
-        return self.payload.data
-
-
-class Client:
-    """An API key whose secret was presented, as Authlib's client."""
-
-    __slots__ = ("record",)
-
-    def __init__(self, record: ApiKeyRecord) -> None:
-        self.record = record
-
-    def check_endpoint_auth_method(self, method: str, endpoint: str) -> bool:
-        return method == API_KEY
-
-    def check_grant_type(self, grant_type: str) -> bool:
-        # What an API key may do is decided by its scopes, in the grants.
-        return True
+        return self.http.form
 
 
 class Bridge(AuthorizationServer):
@@ -98,52 +63,67 @@ class Bridge(AuthorizationServer):
     def __init__(self, issuer: Issuer, endpoints: Sequence[Endpoint] = ()) -> None:
         super().__init__()
         self.issuer = issuer
-        self.register_client_auth_method(API_KEY, lambda _, request: self.authenticate(request))
-        for grant in GRANTS:
-            self.register_grant(grant)
+        self._grants = {grant.GRANT_TYPE: grant for grant in GRANTS}
         for endpoint in endpoints:
             self.register_endpoint(endpoint)
 
     @property
     def grant_types(self) -> list[str]:
-        return [grant.GRANT_TYPE for grant in GRANTS]
+        return list(self._grants)
 
-    def authenticate(self, request: BridgeRequest) -> Client:
-        """The caller, by its presented secret.
+    def authenticate(self, request: BridgeRequest) -> ApiKeyRecord:
+        """The caller, by its presented secret; Authlib's client is its record.
 
         Raises:
             OAuthError: nothing usable was sent.
             Refusal: the API key is unknown or may not be used.
         """
         credential = request.http.credential
-        if credential.secret is None or credential.secret.count(".") == _DOTS_OF_A_JWT:
+        if credential.secret is None or credential.digest is None:
             if credential.mechanism is Mechanism.NONE:
                 raise errors.from_row(errors.MISSING_CREDENTIAL)
             raise errors.from_row(errors.NO_API_KEY)
-        record = self.issuer.recognize(
-            request.found, credential.secret, credential.client_id, request.http.now
-        )
-        return Client(record)
+        try:
+            return self.issuer.recognize(
+                request.found, credential.digest, credential.client_id, request.http.now
+            )
+        except Refusal:
+            if credential.secret.count(".") == _DOTS_OF_A_JWT:
+                raise errors.from_row(errors.NO_API_KEY) from None
+            raise
 
     def issue(self, request: BridgeRequest) -> Issued:
         """A token for the authenticated caller of this request.  Raises as `Issuer.issue`."""
-        asked = Asked(request.http.audiences, request.payload.scope)
+        asked = Asked(request.http.audiences, request.form.get("scope"))
         assert request.client is not None  # noqa: S101 - grants authenticate first
         return self.issuer.issue(
-            request.client.record, asked, now=request.http.now, as_of=request.found.as_of
+            request.client, asked, now=request.http.now, as_of=request.found.as_of
         )
 
     def issue_for(self, request: BridgeRequest, subject: Subject) -> Issued:
         """A token for the caller whose API key this authenticated resource server hands in."""
-        asked = Asked(request.http.audiences, request.payload.scope)
+        asked = Asked(request.http.audiences, request.form.get("scope"))
         assert request.client is not None  # noqa: S101 - grants authenticate first
         issued = self.issuer.issue_for(
-            request.client.record, subject, request.found, asked, now=request.http.now
+            request.client, subject, request.found, asked, now=request.http.now
         )
         request.issued, request.is_raw_key_use = issued, True
         return issued
 
     # --- what Authlib calls
+
+    def authenticate_client(
+        self, request: BridgeRequest, methods: object, endpoint: str = "token"
+    ) -> ApiKeyRecord:
+        # There is one method, so there is nothing to choose from.
+        return self.authenticate(request)
+
+    def get_token_grant(self, request: BridgeRequest) -> BaseGrant:
+        grant_type = request.form.get("grant_type", "")
+        grant = self._grants.get(grant_type)
+        if grant is None:
+            raise UnsupportedGrantTypeError(grant_type)
+        return grant(request, self)
 
     def query_client(self, client_id: str) -> None:
         return None

@@ -79,9 +79,7 @@ class FormEndpoint:
             mechanism = request.credential.mechanism
             # 2
             presented = self.presented(request)
-            found = _NOTHING
-            if presented:
-                found = await self.desk.store.find(tuple(map(apikey.digest, presented)))
+            found = await self.desk.store.find(presented) if presented else _NOTHING
             # 3
             try:
                 return await self.answer(request, found)
@@ -95,10 +93,10 @@ class FormEndpoint:
             _log.error("503 at %s: %s", scope["path"], error)
             return self._refused(OAuthError.unavailable(), mechanism)
 
-    def presented(self, request: FormRequest) -> list[str]:
-        """Every secret that a request presents, MOST_SECRETS at most."""
-        secret = request.credential.secret
-        return [] if secret is None else [secret]
+    def presented(self, request: FormRequest) -> tuple[bytes, ...]:
+        """The digest of every secret that a request presents, MOST_SECRETS at most."""
+        digest = request.credential.digest
+        return () if digest is None else (digest,)
 
     async def answer(self, request: FormRequest, found: Found) -> Reply:
         """Step 3.  Raises Refusal, OAuthError, NoSigner or StoreUnavailable."""
@@ -110,8 +108,8 @@ class FormEndpoint:
         Raises:
             OAuthError: the address guessed too often.
         """
-        secret = request.credential.secret
-        record = None if secret is None else found.records.get(apikey.digest(secret))
+        digest = request.credential.digest
+        record = None if digest is None else found.records.get(digest)
         if record is not None:
             _log.info("refused %s: %s from %s", record.id, refusal.reason.value, request.address)
         elif refusal.reason is Reason.API_KEY_UNKNOWN:
@@ -129,10 +127,10 @@ class FormEndpoint:
 class TokenEndpoint(FormEndpoint):
     """POST /oauth/token.  Source: RFC 6749 §3.2."""
 
-    def presented(self, request: FormRequest) -> list[str]:
-        secrets = super().presented(request)
+    def presented(self, request: FormRequest) -> tuple[bytes, ...]:
+        digests = super().presented(request)
         subject = request.form.get("subject_token")
-        return secrets if subject is None else [*secrets, subject]
+        return digests if subject is None else (*digests, apikey.digest(subject))
 
     async def answer(self, request: FormRequest, found: Found) -> Reply:
         bridged = BridgeRequest(request, found)
@@ -153,7 +151,7 @@ class TokenEndpoint(FormEndpoint):
         if apikey.digest(form["subject_token"]) in bridged.found.records:
             return
         address = client_address.parse(form.get("client_address", ""))
-        bucket = f"{bridged.client.record.id} {by_address(address)}"
+        bucket = f"{bridged.client.id} {by_address(address)}"
         retry_after_s = self.desk.throttle.retry_after(bucket)
         if retry_after_s is not None:
             raise OAuthError.throttled(retry_after_s)

@@ -68,22 +68,12 @@ class OAuthError(OAuth2Error):
         )
 
     @classmethod
-    def too_slow(cls) -> "OAuthError":
-        return cls(
-            "invalid_request",
-            "invalid_request",
-            "The body did not arrive in time.",
-            408,
-            (("Connection", "close"),),
-        )
-
-    @classmethod
     def throttled(cls, retry_after_s: int, code: str = "rate_limited") -> "OAuthError":
         return cls(
             "temporarily_unavailable",
             code,
             "Too many wrong API keys from this address. A right one still works; check which key"
-            " is configured before trying again.",
+            f" is configured, and try again in {retry_after_s} s.",
             429,
             (("Retry-After", str(retry_after_s)),),
         )

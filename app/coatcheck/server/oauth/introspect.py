@@ -9,11 +9,11 @@ Source: RFC 7662 §2 (request, response), §4 (what to check and to whom to tell
 from authlib.oauth2.rfc7662 import IntrospectionEndpoint as AuthlibIntrospection
 
 from coatcheck.server.issue.inspect import OwnToken, OwnTokens, may_ask_about
-from coatcheck.server.oauth.bridge import API_KEY, BridgeRequest, Client
+from coatcheck.server.oauth.bridge import BridgeRequest
 from coatcheck.server.oauth.endpoint import Desk, FormEndpoint
 from coatcheck.server.oauth.errors import OAuthError
 from coatcheck.server.oauth.wire import Answer, FormRequest, Reply
-from coatcheck.server.store import Found
+from coatcheck.server.store import ApiKeyRecord, Found
 
 #: RFC 7662 §2.2: what is told beside `active` and `token_type`, as the token says it.
 _TOLD = (
@@ -25,17 +25,15 @@ _TOLD = (
 class Introspection(AuthlibIntrospection):
     """Authlib's endpoint with our token, our permissions and no opinion on hints."""
 
-    CLIENT_AUTH_METHODS = (API_KEY,)
-
-    def check_params(self, request: BridgeRequest, client: Client) -> None:
+    def check_params(self, request: BridgeRequest, client: ApiKeyRecord) -> None:
         # A token_type_hint that nobody knows is treated as absent (RFC 7662 §2.1).
         if "token" not in request.form:
             raise OAuthError.invalid_request("token is missing: send the token to look at.")
 
-    def authenticate_token(self, request: BridgeRequest, client: Client) -> OwnToken | None:
+    def authenticate_token(self, request: BridgeRequest, client: ApiKeyRecord) -> OwnToken | None:
         self.check_params(request, client)
         token = request.presented_token
-        return token if token is not None and may_ask_about(client.record, token) else None
+        return token if token is not None and may_ask_about(client, token) else None
 
     def create_endpoint_response(self, request: BridgeRequest) -> Answer:
         client = self.authenticate_endpoint_client(request)

@@ -13,23 +13,21 @@ from authlib.oauth2.rfc7009 import RevocationEndpoint as AuthlibRevocation
 from coatcheck import apikey
 from coatcheck.server.changes import Actor, Change, What
 from coatcheck.server.issue.inspect import OwnToken, OwnTokens
-from coatcheck.server.oauth.bridge import API_KEY, BridgeRequest, Client
+from coatcheck.server.oauth.bridge import BridgeRequest
 from coatcheck.server.oauth.endpoint import Desk, FormEndpoint
 from coatcheck.server.oauth.errors import OAuthError
 from coatcheck.server.oauth.wire import Answer, FormRequest, Reply
-from coatcheck.server.store import Found, Store
+from coatcheck.server.store import ApiKeyRecord, Found, Store
 
 
 class Revocation(AuthlibRevocation):
     """Authlib's endpoint over the change log."""
 
-    CLIENT_AUTH_METHODS = (API_KEY,)
-
     def __init__(self, store: Store) -> None:
         super().__init__()
         self._store = store
 
-    def check_params(self, request: BridgeRequest, client: Client) -> None:
+    def check_params(self, request: BridgeRequest, client: ApiKeyRecord) -> None:
         if "token" not in request.form:
             raise OAuthError.invalid_request("token is missing: send the token to revoke.")
         if apikey.looks_like_one(request.form["token"]):
@@ -41,11 +39,11 @@ class Revocation(AuthlibRevocation):
                 " revoke and its id.",
             )
 
-    def authenticate_token(self, request: BridgeRequest, client: Client) -> OwnToken | None:
+    def authenticate_token(self, request: BridgeRequest, client: ApiKeyRecord) -> OwnToken | None:
         self.check_params(request, client)
         token = request.presented_token
         # RFC 7009 §2.2: a token that is unknown, or somebody else's, needs no error; it stays.
-        return token if token is not None and token.api_key_id == client.record.id else None
+        return token if token is not None and token.api_key_id == client.id else None
 
     def create_endpoint_response(self, request: BridgeRequest) -> Answer:
         client = self.authenticate_endpoint_client(request)

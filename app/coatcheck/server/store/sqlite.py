@@ -4,15 +4,19 @@ Reads of the token path go over one connection with plain `sqlite3`, on the even
 takes microseconds, a hop to a thread ten times that.  Found records are remembered, and used
 only while the head of the change log is proven unmoved: `PRAGMA data_version` tells whether any
 other connection has committed, in this process or another; if one has, the head is read again.
+One proof serves all requests that had arrived when it was made.
 
 WAL mode, so that readers and the one writer do not wait for each other; `synchronous=FULL`, so
 that an acknowledged revocation survives a power cut.
 """
 
+import asyncio
+import contextlib
 import os
 import sqlite3
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -39,13 +43,32 @@ from coatcheck.server.store.transaction import Transaction
 
 _SCHEME: Final = "sqlite:///"
 #: Records remembered by each process; about 1 KiB each.
-_MOST_RECORDS: Final = 65_536
+_MOST_RECORDS: Final = 32_768
 #: Seconds between two looks at whether the file is still the one that was opened.
 _FILE_CHECK: Final = 1.0
 #: The execution option of a transaction that takes no write lock.
 _READ_ONLY: Final = "coatcheck_read_only"
 #: SQLite says this of a file without our tables.
 _NO_TABLE: Final = "no such table"
+
+
+class _Reading:
+    """The reading connection, in a `with`.  A generator would cost the token path twice as much."""
+
+    __slots__ = ("_store",)
+
+    def __init__(self, store: "SqliteStore") -> None:
+        self._store = store
+
+    def __enter__(self) -> sqlite3.Connection:
+        try:
+            return self._store.reader()
+        except sqlite3.Error as error:
+            raise self._store.reading_failed(error) from None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, sqlite3.Error):
+            raise self._store.reading_failed(error) from None
 
 
 class SqliteStore:
@@ -71,12 +94,16 @@ class SqliteStore:
         self._patience_s = float(BUSY_TIMEOUT)
         self._data_version = -1
         self._head = -1
-        self._records: dict[bytes, ApiKeyRecord] = {}
+        self._is_proven = False
+        self._records: OrderedDict[bytes, ApiKeyRecord] = OrderedDict()
+        self._reading = _Reading(self)
 
     # --- the token path
 
     async def find(self, digests: Sequence[bytes]) -> Found:
-        as_of = self.head()
+        if not self._is_proven:
+            self._prove()
+        as_of = self._head
         found: dict[bytes, ApiKeyRecord] = {}
         unknown = False
         for digest in digests:
@@ -86,7 +113,7 @@ class SqliteStore:
             else:
                 found[digest] = record
         if unknown:
-            with self._reading() as connection:
+            with self._reading as connection:
                 rows = connection.execute(
                     self._sql.find_api_keys, hot.digests_for(digests)
                 ).fetchall()
@@ -95,29 +122,44 @@ class SqliteStore:
         return Found(as_of, found)
 
     async def narrowed_since(self, subjects: Sequence[str], as_of: int) -> bool:
-        with self._reading() as connection:
+        with self._reading as connection:
             parameters = hot.subjects_for(subjects, as_of)
             return connection.execute(self._sql.narrowed_since, parameters).fetchone() is not None
 
     def narrowings(self, after: int, since: int) -> list[Narrowing]:
-        with self._reading() as connection:
+        with self._reading as connection:
             rows = connection.execute(self._sql.narrowings, (after, since)).fetchall()
         return [Narrowing(*row) for row in rows]
 
     def log(self) -> str:
-        with self._reading() as connection:
+        with self._reading as connection:
             name: str = connection.execute(self._sql.log).fetchone()[0]
         return name
 
     def signing_keys(self) -> list[SigningKeyRecord]:
-        with self._reading() as connection:
+        with self._reading as connection:
             rows = connection.execute(self._sql.signing_keys).fetchall()
         return [hot.signing_key_from(row) for row in rows]
 
+    def _prove(self) -> None:
+        """Prove the head, once for all requests whose last byte has arrived by now.
+
+        Their tasks run before the event loop reads from any connection again.  Whatever is read
+        after that, such as the request of somebody who was told of a revocation in between,
+        comes to a head that is proven anew.
+        """
+        self.head()
+        with contextlib.suppress(RuntimeError):  # no event loop runs: each look-up proves it
+            asyncio.get_running_loop().call_soon(self._doubt)
+            self._is_proven = True
+
+    def _doubt(self) -> None:
+        self._is_proven = False
+
     def head(self) -> int:
         # The version is read before the head: a commit in between is seen at the next look.
-        with self._reading() as connection:
-            version = connection.execute("PRAGMA data_version").fetchone()[0]
+        with self._reading as connection:
+            (version,) = connection.execute("PRAGMA data_version").fetchone()
             if version != self._data_version:
                 head = connection.execute(self._sql.head).fetchone()[0] or 0
                 if head != self._head:
@@ -127,9 +169,9 @@ class SqliteStore:
         return self._head
 
     def _remember(self, record: ApiKeyRecord) -> ApiKeyRecord:
-        if len(self._records) >= _MOST_RECORDS:
-            del self._records[next(iter(self._records))]
         self._records[record.digest] = record
+        if len(self._records) > _MOST_RECORDS:
+            self._records.popitem(last=False)
         return record
 
     # --- writes
@@ -164,7 +206,7 @@ class SqliteStore:
     def _revision(self) -> str | None:
         """The schema's revision; None for a file without our tables."""
         try:
-            with self._reading() as connection:
+            with self._reading as connection:
                 row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
         except StoreUnavailable as error:
             if _NO_TABLE in str(error):
@@ -180,27 +222,29 @@ class SqliteStore:
         self._reader, self._engine, self._file = None, None, None
         self._look_again_at = 0.0
         self._data_version = self._head = -1
+        self._is_proven = False
         self._records.clear()
 
     # --- connections
 
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
+    def reader(self) -> sqlite3.Connection:
+        """The connection that reads.  Raises StoreMissing, sqlite3.Error."""
         now = time.monotonic()
         if now >= self._look_again_at:
             self._require_file()
             self._look_again_at = now + _FILE_CHECK
-        try:
-            if self._reader is None:
-                self._reader = self._connect()
-                self._reader.execute("PRAGMA query_only = ON")
-            yield self._reader
-        except sqlite3.Error as error:
-            if self._reader is not None:
-                self._reader.close()
-                self._reader = None
-                self._data_version = -1
-            raise self._unavailable(error) from None
+        if self._reader is None:
+            self._reader = self._connect()
+            self._reader.execute("PRAGMA query_only = ON")
+        return self._reader
+
+    def reading_failed(self, error: sqlite3.Error) -> StoreUnavailable:
+        """Let go of the connection that reads; the next reading opens another one."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+            self._data_version = -1
+        return self._unavailable(error)
 
     @contextmanager
     def _writing(self) -> Iterator[Engine]:

@@ -5,11 +5,22 @@ line, never on the token path.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any, Final
 
-from sqlalchemy import insert
+from sqlalchemy import (
+    BigInteger,
+    Compiled,
+    Connection,
+    Dialect,
+    String,
+    bindparam,
+    case,
+    insert,
+)
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, SQLModel, col, func, select
 
 from coatcheck.server.changes import Change
@@ -25,7 +36,38 @@ from coatcheck.server.store.tables import (
 
 #: Rows of one table that one statement carries; bounds memory while millions are written.
 _BATCH: Final = 5000
+#: "Insert, or update where it exists", in the words of each database.
+_UPSERT: Final[Mapping[str, Callable[..., Any]]] = {
+    "sqlite": sqlite.insert,
+    "postgresql": postgresql.insert,
+}
 _to_json: Final = json.JSONEncoder(separators=(",", ":")).encode
+
+
+@lru_cache
+def _add_usage(dialect: Dialect) -> Compiled:
+    """Insert a row of usage or add to it; nothing for an API key that does not exist."""
+    usage = SQLModel.metadata.tables[str(ApiKeyUsage.__tablename__)]
+    counts = ("tokens_issued", "raw_key_uses", "last_used_at")
+    known = select(col(ApiKey.id), *[bindparam(name, type_=BigInteger()) for name in counts]).where(
+        col(ApiKey.id) == bindparam("api_key_id", type_=String())
+    )
+    upsert = _UPSERT[dialect.name](usage).from_select(("api_key_id", *counts), known)
+    new = upsert.excluded
+    upsert = upsert.on_conflict_do_update(
+        index_elements=["api_key_id"],
+        set_={
+            "tokens_issued": usage.c.tokens_issued + new.tokens_issued,
+            "raw_key_uses": usage.c.raw_key_uses + new.raw_key_uses,
+            # A worker that was cut off for a while must not turn the last use back.
+            "last_used_at": case(
+                (new.last_used_at > usage.c.last_used_at, new.last_used_at),
+                else_=usage.c.last_used_at,
+            ),
+        },
+    )
+    compiled: Compiled = upsert.compile(dialect=dialect)
+    return compiled
 
 
 class Transaction:
@@ -124,28 +166,20 @@ class Transaction:
             counts: by API key id: tokens issued, raw-key uses, last use in seconds since the
                 epoch.
         """
-        ids = list(counts)
-        for start in range(0, len(ids), _BATCH):
-            self._add_usage({key: counts[key] for key in ids[start : start + _BATCH]})
-
-    def _add_usage(self, counts: Mapping[str, tuple[int, int, int]]) -> None:
-        before = self._session.exec(
-            select(ApiKeyUsage).where(col(ApiKeyUsage.api_key_id).in_(counts))
-        ).all()
-        known = {row.api_key_id: row for row in before}
-        for api_key_id, row in known.items():
-            tokens_issued, raw_key_uses, last_used_at = counts[api_key_id]
-            row.tokens_issued += tokens_issued
-            row.raw_key_uses += raw_key_uses
-            # A worker that was cut off for a while must not turn the last use back.
-            row.last_used_at = max(row.last_used_at, last_used_at)
-        unknown = [api_key_id for api_key_id in counts if api_key_id not in known]
-        existing = self._session.exec(select(ApiKey.id).where(col(ApiKey.id).in_(unknown))).all()
-        names = ("tokens_issued", "raw_key_uses", "last_used_at")
-        self._insert(
-            ApiKeyUsage,
-            [{"api_key_id": key, **dict(zip(names, counts[key], strict=True))} for key in existing],
-        )
+        if not counts:
+            return
+        # In one order everywhere, so that two processes never wait for each other in a circle.
+        rows = [
+            {
+                "api_key_id": api_key_id,
+                "tokens_issued": tokens_issued,
+                "raw_key_uses": raw_key_uses,
+                "last_used_at": last_used_at,
+            }
+            for api_key_id, (tokens_issued, raw_key_uses, last_used_at) in sorted(counts.items())
+        ]
+        connection = self._session.connection()
+        _execute_many(connection, _add_usage(connection.dialect), rows)
 
     # --- signing keys
 
@@ -174,16 +208,23 @@ class Transaction:
         return self._session.exec(query.limit(1)).first() is not None
 
     def _insert(self, table: type[SQLModel], rows: list[dict[str, Any]]) -> None:
-        """Insert rows that all name the same columns, past the ORM and its parameter handling.
-
-        A million API keys are made in one go; SQLAlchemy would cost more than the database.
-        """
+        """Insert rows that all name the same columns."""
         if not rows:
             return
         connection = self._session.connection()
         statement = insert(SQLModel.metadata.tables[str(table.__tablename__)])
         compiled = statement.compile(dialect=connection.dialect, column_keys=list(rows[0]))
-        in_order = itemgetter(*compiled.positiontup) if compiled.positiontup else dict
-        for start in range(0, len(rows), _BATCH):
-            batch = [in_order(row) for row in rows[start : start + _BATCH]]
-            connection.exec_driver_sql(compiled.string, batch)
+        _execute_many(connection, compiled, rows)
+
+
+def _execute_many(connection: Connection, compiled: Compiled, rows: list[dict[str, Any]]) -> None:
+    """Run one statement for each row, past the ORM and its parameter handling.
+
+    A million API keys are made in one go, and a thousand counted each second; SQLAlchemy would
+    cost more than the database.
+    """
+    positions = getattr(compiled, "positiontup", None)
+    in_order = itemgetter(*positions) if positions else dict
+    for start in range(0, len(rows), _BATCH):
+        batch = [in_order(row) for row in rows[start : start + _BATCH]]
+        connection.exec_driver_sql(str(compiled), batch)

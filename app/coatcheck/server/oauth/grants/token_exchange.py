@@ -32,11 +32,10 @@ def api_key_token_type(issuer: str) -> str:
 
 class TokenExchange(BaseGrant, TokenEndpointMixin):
     GRANT_TYPE = GRANT_TYPE
-    TOKEN_ENDPOINT_AUTH_METHODS = ("api_key",)
 
     def validate_token_request(self) -> None:
-        client = self.authenticate_token_endpoint_client()
-        if not client.record.scopes.covers(Grant(RESOURCE_SERVER)):
+        client = self.server.authenticate(self.request)
+        if not client.scopes.covers(Grant(RESOURCE_SERVER)):
             raise OAuthError(
                 "unauthorized_client",
                 "unauthorized_client",
@@ -44,7 +43,7 @@ class TokenExchange(BaseGrant, TokenEndpointMixin):
                 f" {RESOURCE_SERVER}.",
             )
         self.request.client = client
-        form = self.request.payload.data
+        form = self.request.form
         wanted = api_key_token_type(self.server.issuer.url)
         if _required(form, "subject_token_type") != wanted:
             raise OAuthError.invalid_request(f"subject_token_type is {wanted}.")
@@ -67,11 +66,11 @@ class TokenExchange(BaseGrant, TokenEndpointMixin):
             # Not invalid_grant, and no failed authentication: §2.2.2 asks for invalid_request.
             raise bad_subject(refusal) from None
         body = {
-            "access_token": issued.token,
+            "access_token": issued.token.decode(),
             "issued_token_type": ACCESS_TOKEN,
             "token_type": "Bearer",
             "expires_in": issued.expires_in_s,
-            "scope": issued.scope,
+            "scope": issued.scope.decode(),
         }
         return 200, body, ()
 

@@ -1,28 +1,53 @@
-"""Listening: uvicorn with the limits that this service needs.
+"""Listening: uvicorn with the limits and the framing that this service needs.
 
-httptools bounds neither the head of a request nor the time it takes; `Protocol` does both.
+`Protocol` bounds what httptools and uvicorn do not: the head of a request, the time that its
+parts take, the requests that one connection may have under way, the answers that nobody reads.
+And it is stricter about where a request ends, because a proxy in front may see its end elsewhere.
 
 Proxy headers are uvicorn's no more than ours: the client's address is worked out in one place,
 `coatcheck.client_address`.  There is no access log: a URL may hold what somebody put there by
 mistake.
+
+Source: RFC 9112 §3.2 (Host), §6 (where a body ends), §9 (connections); RFC 9110 §6.5.1
+(trailers), §7.8 (Upgrade), §10.1.1 (Expect).
 """
 
 import asyncio
 import json
 import logging
+import re
 import socket
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+import httptools
 import uvicorn
+from uvicorn._types import ASGI3Application
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.supervisors import Multiprocess
+
+_log = logging.getLogger(__name__)
 
 #: RFC 6585 §5: request line and headers together.
 MAX_HEAD_BYTES: Final = 32 * 1024
+#: A body with all its framing.  What may be in it, the endpoints say; this bounds trailers, chunk
+#: extensions, and what follows after an early answer.
+MAX_FRAMED_BODY_BYTES: Final = 1024 * 1024
+#: Requests that wait on one connection for the answer to the one before them.
+MAX_PIPELINED: Final = 16
 #: Seconds from the first byte of a request, or of a connection, to the end of its head.
 HEAD_TIMEOUT: Final = 15
+#: Seconds from the end of the head to the end of the body.
+BODY_TIMEOUT: Final = 10
+#: Seconds that answers may lie here because the client reads none.
+READ_TIMEOUT: Final = 15
+#: Seconds between two looks at a connection; by so much a limit may be exceeded.
+_WATCH: Final = 5
+
+#: RFC 3986 §3.2.2 and §3.2.3: what host and port are made of; empty where there is no authority.
+_HOST: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
 
 _BACKLOG: Final = 2048
 #: Seconds that requests under way get when the service stops.
@@ -39,81 +64,269 @@ _LOGGING: Final[dict[str, Any]] = {
 }
 
 
+class _Refusal(NamedTuple):
+    """What is told to whom nobody further in gets to see."""
+
+    status: int
+    sentence: str
+
+
+_NO_REQUEST: Final = _Refusal(400, "The request is no HTTP/1.1 request.")
+_NO_HOST: Final = _Refusal(400, "The request needs one Host header that names a host.")
+_NO_CODING: Final = _Refusal(400, "A body is sent plainly or in chunks, in no other coding.")
+_NO_TUNNEL: Final = _Refusal(400, "This is no proxy.")
+_HEAD_TOO_LARGE: Final = _Refusal(431, "The head of the request is larger than 32 KiB.")
+_BODY_TOO_LARGE: Final = _Refusal(413, "The body of the request is larger than 1 MiB.")
+_BODY_TOO_SLOW: Final = _Refusal(408, "The body did not arrive in time.")
+
+
 class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol with an end to the patience for heads, long or slow."""
+    """uvicorn's protocol with an end to the patience for requests, long or slow.
+
+    At any moment the parser is in a head (`_head_since`), in the body of the request that
+    `cycle` answers (`_body_since`), or between two requests (neither).
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._head_bytes = 0
-        self._is_too_large = False
         #: When the head began that is not complete yet; None while there is none.
         self._head_since: float | None = self.loop.time()
+        #: When the body began that is not complete yet; None while there is none.
+        self._body_since: float | None = None
+        #: When answers began to lie here unread; None while there are none.
+        self._unread_since: float | None = None
+        self._head_bytes = self._body_bytes = self._piece_bytes = 0
+        #: The request that is being answered, or was answered last; `cycle` is the latest to come.
+        self._running: RequestResponseCycle | None = None
+        #: Why the parsing was stopped from here; httptools cannot carry it.
+        self._why_stopped = _NO_REQUEST
+        #: The head asks for another protocol: it is read once more, without asking.
+        self._is_asking = False
+        #: Nothing is read any more; the connection ends with the answers that are due.
+        self._is_ending = False
+        #: What is sent behind those answers.
+        self._last_words = b""
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._watcher.cancel()
+        self.pipeline.clear()
+        if self._is_answering():
+            self._abandon(self._running)
         super().connection_lost(exc)
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Whether to go on: a client may end its side as soon as it has asked.
+
+        Answers to a GET may take long, and nobody would be told that its client is gone.
+        """
+        running = self._running
+        if not self._is_answering() or running is None or self._body_since is not None:
+            return False
+        self._is_ending = True
+        self.cycle.keep_alive = False
+        return running.scope["method"] == "POST"
+
     def data_received(self, data: bytes) -> None:
-        if self._head_since is None and (self.cycle is None or self.cycle.response_complete):
-            self._head_since = self.loop.time()
-        if self._head_since is not None:
+        if self._is_ending:
+            return
+        self._unset_keepalive_if_required()
+        self._piece_bytes = len(data)
+        if self._body_since is not None:
+            self._body_bytes += len(data)
+        else:
+            if self._head_since is None:
+                self._head_since = self.loop.time()
             self._head_bytes += len(data)
-        super().data_received(data)
-        # Still no end of the head: httptools holds a header until it is complete.
+        self._feed(data)
+        # httptools holds a header, or a trailer, until it is complete.
         if self._head_since is not None and self._head_bytes > MAX_HEAD_BYTES:
-            self._refuse(431, "The head of the request is larger than 32 KiB.")
+            self._refuse(_HEAD_TOO_LARGE)
+        elif self._body_since is not None and self._body_bytes > MAX_FRAMED_BODY_BYTES:
+            self._refuse(_BODY_TOO_LARGE)
+
+    def _feed(self, data: bytes) -> None:
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._head_that_asks_nothing() + data[upgrade.args[0] :]
+            except httptools.HttpParserError:
+                self._refuse(self._why_stopped)
+                return
+            else:
+                return
+
+    # --- what the parser calls; an exception stops it
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= MAX_PIPELINED:
+            # The client sends the rest again, on a new connection.
+            self.cycle.keep_alive = False
+            self._is_ending = True
+            raise ValueError("enough")
         if self._head_since is None:
             self._head_since = self.loop.time()
-        self._parsed_bytes = 0
         super().on_message_begin()
 
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + len(b": \r\n"))
-        super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
-        self._head_since = None
-        self._head_bytes = 0
+        refusal = self._unfit()
+        if refusal is not None:
+            self._why_stopped = refusal
+            raise ValueError(refusal.sentence)
+        if self.parser.should_upgrade():
+            self._is_asking = True
+            return
         super().on_headers_complete()
+        self._head_since = None
+        self._head_bytes = self._body_bytes = 0
+        self._body_since = self.loop.time()
+        # RFC 9110 §6.5.1: trailers are no headers.  What looked at these headers has the old list.
+        self.headers = []
 
-    def send_400_response(self, msg: str) -> None:
-        if self._is_too_large:
-            self._refuse(431, "The head of the request is larger than 32 KiB.")
+    def on_message_complete(self) -> None:
+        if self._is_asking:
+            return
+        self._body_since = None
+        super().on_message_complete()
+
+    def _unfit(self) -> _Refusal | None:
+        """Why nobody further in should see this head, if it is so."""
+        # One piece of data may hold a long head as a whole, or a short one and what is around it.
+        may_be_long = self._head_bytes > MAX_HEAD_BYTES or self._piece_bytes > MAX_HEAD_BYTES
+        if may_be_long and self._length_of_head() > MAX_HEAD_BYTES:
+            return _HEAD_TOO_LARGE
+        version = self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            return _NO_REQUEST
+        if self.parser.get_method() == b"CONNECT":
+            return _NO_TUNNEL
+        headers = dict(self.headers)
+        # RFC 9112 §3.2: a server must refuse none, several, and what cannot be one.
+        host = headers.get(b"host", None if version == "1.1" else b"")
+        if host is None or not _HOST.fullmatch(host) or self._repeats(headers, b"host"):
+            return _NO_HOST
+        # RFC 9112 §6.1: HTTP/1.0 has no codings.  httptools looks at the last one only, and would
+        # hand on a body that is compressed as well.
+        coding = headers.get(b"transfer-encoding")
+        if coding is not None and (
+            version == "1.0"
+            or coding.lower() != b"chunked"
+            or self._repeats(headers, b"transfer-encoding")
+        ):
+            return _NO_CODING
+        return None
+
+    def _repeats(self, headers: Mapping[bytes, bytes], name: bytes) -> bool:
+        lines = self.headers
+        return len(headers) != len(lines) and sum(line[0] == name for line in lines) > 1
+
+    def _length_of_head(self) -> int:
+        lines = sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers)
+        return len(self.url) + lines
+
+    def _head_that_asks_nothing(self) -> bytes:
+        """The head once more, for a new parser.
+
+        RFC 9110 §7.8: an Upgrade may be ignored.  httptools would take the body for bytes of the
+        other protocol, and then for the next request.
+        """
+        self._is_asking = False
+        request = (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        kept = (b"%b: %b\r\n" % line for line in self.headers if line[0] != b"upgrade")
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return b"%b %b HTTP/%b\r\n" % request + b"".join(kept) + b"\r\n"
+
+    # --- answers
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._is_answering():
+            # A request that came behind the one before: until now nothing of it was read.
+            if self._body_since is not None:
+                self._body_since = self.loop.time()
+            return
+        if self._head_since is not None:
+            self._head_since = self.loop.time()
+        if self._last_words:
+            self._end(self._last_words)
+        elif self._body_since is not None and self.expect_100_continue:
+            # RFC 9110 §10.1.1: a client that waits for leave may send the body after such an
+            # answer, or its next request; there is no telling which.
+            self.transport.close()
+
+    def _is_answering(self) -> bool:
+        return self._running is not None and not self._running.response_complete
+
+    def _refuse(self, refusal: _Refusal) -> None:
+        """End the connection with an answer, in its turn.  RFC 9112 §9.3.2."""
+        if self._is_ending or self.transport.is_closing():
+            return
+        self._is_ending = True
+        _log.info("%d for %s: %s", refusal.status, self.client, refusal.sentence)
+        error = {"error": "invalid_request", "error_description": refusal.sentence}
+        body = json.dumps(error | {"code": "invalid_request"}, separators=(",", ":")).encode()
+        headers = (
+            *self.server_state.default_headers,
+            (b"content-type", b"application/json"),
+            (b"cache-control", b"no-store"),
+            (b"pragma", b"no-cache"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        )
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        phrase = HTTPStatus(refusal.status).phrase.encode()
+        words = b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (refusal.status, phrase, lines, body)
+        if self._body_since is not None:
+            # It is the answer to this request, instead of the one that waits for its body.
+            if self.cycle is self._running:
+                if self._running.response_started:
+                    words = b""
+                self._abandon(self._running)
+                self._end(words)
+                return
+            self.pipeline.popleft()
+        if self._is_answering():
+            self._last_words = words
         else:
-            self._refuse(400, "The request is no HTTP/1.1 request.")
+            self._end(words)
 
-    def _count(self, more_bytes: int) -> None:
-        """Bound a head that arrives at once, within one piece of data."""
-        self._parsed_bytes += more_bytes
-        if self._parsed_bytes > MAX_HEAD_BYTES:
-            self._is_too_large = True
-            raise ValueError("too large")  # httptools ends the parsing, uvicorn says 400
+    def _abandon(self, cycle: RequestResponseCycle | None) -> None:
+        """Let an endpoint find out that nobody waits for its answer."""
+        if cycle is not None:
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    def _end(self, words: bytes) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(words)
+            self.transport.close()
 
     def _watch(self) -> None:
-        since = self._head_since
-        if since is not None and self.loop.time() - since > HEAD_TIMEOUT:
+        now = self.loop.time()
+        if self.transport.get_write_buffer_size() == 0:
+            self._unread_since = None
+        elif self._unread_since is None:
+            self._unread_since = now
+        elif now - self._unread_since > READ_TIMEOUT:
+            self.transport.abort()
+        # While an answer is due, nothing is read of what comes behind.
+        if self._head_since is None or self._is_answering():
+            self._watch_body(now)
+        elif now - self._head_since > HEAD_TIMEOUT:
             self.transport.close()
         # One timer for the connection, not one for each request.
-        self._watcher = self.loop.call_later(HEAD_TIMEOUT / 2, self._watch)
+        self._watcher = self.loop.call_later(_WATCH, self._watch)
 
-    def _refuse(self, status: int, sentence: str) -> None:
-        if self.transport.is_closing():
-            return
-        error = {"error": "invalid_request", "error_description": sentence}
-        body = json.dumps(error | {"code": "invalid_request"})
-        self.transport.write(
-            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
-            f"cache-control: no-store\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
-            f"\r\n{body}".encode()
-        )
-        self.transport.close()
+    def _watch_body(self, now: float) -> None:
+        since = self._body_since if self.cycle is self._running else None
+        if since is not None and now - since > BODY_TIMEOUT:
+            self._refuse(_BODY_TOO_SLOW)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -158,7 +371,7 @@ def run(bound: socket.socket, *, workers: int) -> int:
         log_config=_LOGGING,
     )
     host, port = bound.getsockname()[:2]
-    logging.getLogger(__name__).info("listening on http://%s:%d", host, port)
+    _log.info("listening on http://%s:%d", host, port)
     if workers == 1:
         server = uvicorn.Server(config)
         server.run(sockets=[bound])

@@ -6,6 +6,7 @@ holds from the next token request on.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from coatcheck import apikey, ids, token_profile
@@ -20,7 +21,6 @@ from coatcheck.server.store.tables import ApiKey, ApiKeySecret, ApiKeyUsage
 
 #: API keys that one transaction makes; a larger number is made in several.
 _BATCH: Final = 10_000
-#: Stands for the longest `as_of` that a token can carry.
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +136,16 @@ def create_many(
     """
     template = _checked(catalog, new, now, issuer)
     prefix = apikey.prefix_for(catalog.brand, template.environment)
-    while count > 0:
-        made = [_prepared(template, prefix, actor, now) for _ in range(min(count, _BATCH))]
+    for start in range(0, count, _BATCH):
+        made = [
+            # Ids rise with their place in the row, as far as milliseconds tell: a database adds
+            # in order at half the cost.
+            _prepared(template, prefix, actor, now, place * 1000 // count)
+            for place in range(start, min(start + _BATCH, count))
+        ]
+        made.sort()
         _store(store, new.organization_id, made)
         yield from ((one.id, one.key) for one in made)
-        count -= _BATCH
 
 
 def prepare(catalog: Catalog, new: NewApiKey, actor: Actor, *, now: int, issuer: str) -> "Prepared":
@@ -295,7 +300,8 @@ def _store(store: Store, organization_id: str, made: Sequence[Prepared]) -> None
     with store.transaction() as tx:
         if tx.organization(organization_id) is None:
             raise NotFound(f"there is no organization {organization_id}")
-        tx.add_api_keys([one.api_key for one in made], [one.secret for one in made])
+        secrets = sorted((one.secret for one in made), key=itemgetter("digest"))
+        tx.add_api_keys([one.api_key for one in made], secrets)
         tx.append(one.change for one in made)
 
 
@@ -304,10 +310,12 @@ def _created(made: Prepared, now: int) -> Created:
     return Created(made.key, view)
 
 
-def _prepared(template: _Template, prefix: str, actor: Actor, now: int) -> Prepared:
+def _prepared(
+    template: _Template, prefix: str, actor: Actor, now: int, milliseconds: int = 0
+) -> Prepared:
     key = apikey.make(prefix)
     mask = apikey.mask(key)
-    api_key_id = ids.new_id("key", now * 1000)
+    api_key_id = ids.new_id("key", now * 1000 + milliseconds)
     organization_id = template.organization_id
     change = Change(
         What.API_KEY_CREATED,

@@ -94,6 +94,10 @@ class Transaction:
         database that serializes writers only here.
         """
         self._session.flush()
+        changes = list(changes)
+        # The rows of a batch share one detail: it is written once.
+        details = {id(change.detail): change.detail for change in changes}
+        texts = {identity: _to_json(detail) for identity, detail in details.items()}
         self._insert(
             ChangeRow,
             [
@@ -108,7 +112,7 @@ class Transaction:
                     "actor": change.actor.id,
                     "address": change.actor.address,
                     "request_id": change.actor.request_id,
-                    "detail": _to_json(change.detail),
+                    "detail": texts[id(change.detail)],
                 }
                 for change in changes
             ],

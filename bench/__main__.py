@@ -11,7 +11,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from bench import load, machine, profiling, references, report, targets, verification
+from bench import growth, load, machine, profiling, references, report, targets, verification
 from bench.load import LoadFailed, Result, Visit
 from bench.report import Figure
 
@@ -80,8 +80,13 @@ def _run(
         tokens, key_set = targets.some_tokens(deployment, _TOKENS)
         with machine.pinned_to(server_core):
             verified = verification.measure(tokens, key_set, options.rounds)
+    grown: list[list[dict[str, float]]] = []
+    if options.many:
+        many = targets.deploy(folder / "many", count=options.many)
+        grown = growth.measure([deployment, many], options.rounds, options.seconds)
     counted = report.undisturbed(rounds)
     figures = report.of_tokens(counted) + report.of_verification(verified)
+    figures += report.of_growth(grown) if grown else []
     _print_report(rounds, counted, verified, figures)
     return {
         "machine": about,
@@ -91,6 +96,7 @@ def _run(
         "ratios": [figure.to_json() for figure in figures],
         "visits": [{name: asdict(one) for name, one in of.items()} for of in rounds],
         "verification_us": verified,
+        "growth": grown,
     }
 
 
@@ -140,9 +146,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="APP",
         help="another tree's app folder, measured in the same rounds",
     )
+    parser.add_argument(
+        "--many",
+        type=_positive_or_zero,
+        default=1_000_000,
+        metavar="N",
+        help="how many keys the larger deployment has; 0: leave it out; default: %(default)s",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--strict", action="store_true", help="exit 1 if a bar is missed")
     return parser
+
+
+def _positive_or_zero(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
 
 
 def _positive(text: str) -> int:

@@ -101,6 +101,20 @@ def of_verification(rounds: Sequence[Mapping[str, float]]) -> list[Figure]:
     ]
 
 
+def of_growth(rounds: Sequence[Sequence[Mapping[str, float]]]) -> list[Figure]:
+    """What many API keys cost against few.  Each round has the few first."""
+
+    def ratios(name: str) -> list[float]:
+        return [many[name] / few[name] for few, many in rounds]
+
+    more = [many["rss_mib"] - few["rss_mib"] for few, many in rounds]
+    return [
+        _figure("CPU per token, many keys over few", ratios("cpu_us"), bar=1.10),
+        _figure("memory, many keys beyond few, MiB", more, bar=100),
+        _figure("start to first token, many keys over few", ratios("start_s"), bar=1.5),
+    ]
+
+
 def servers_table(rounds: Rounds) -> list[str]:
     """Each server's own figures, medians over the rounds.  Not for comparison between runs."""
     head = f"{'server':<12} {'CPU us/token':<22} {'tokens/s wall':>13} {'p50 ms':>7} {'p99 ms':>7}"

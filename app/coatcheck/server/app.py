@@ -191,6 +191,7 @@ class Service:
         try:
             yield
         finally:
+            self._feed.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.to_thread(self._usage.flush)

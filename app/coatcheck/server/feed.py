@@ -102,11 +102,19 @@ class Feed:
 
     async def follow(self) -> None:
         """Watch the head of the change log, and wake whoever waits; runs as long as the node."""
+        is_away = False
         while True:
             try:
                 self.refresh()
             except StoreUnavailable as error:
-                _log.warning("the feed cannot be kept up: %s", error)
+                # Once, not ten times a second.
+                if not is_away:
+                    _log.warning("the feed stands still until the database answers: %s", error)
+                is_away = True
+            else:
+                if is_away:
+                    _log.warning("the feed goes on")
+                is_away = False
             await asyncio.sleep(FEED_POLL)
 
     async def get(self, after: int, wait_s: float) -> bytes:

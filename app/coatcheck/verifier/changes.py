@@ -343,7 +343,12 @@ class Changes:
                 name="coatcheck-changes",
                 daemon=True,
             )
-            self._thread.start()
+            try:
+                self._thread.start()
+            except RuntimeError:
+                # The process is out of threads, or about to end.  The next request tries again.
+                self._thread = None
+                self._last_error = "no_thread"
 
     @property
     def is_closed(self) -> bool:
@@ -436,4 +441,5 @@ def _renew_every() -> None:
         changes._after_fork()  # noqa: SLF001
 
 
-os.register_at_fork(after_in_child=_renew_every)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_every)

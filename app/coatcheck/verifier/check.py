@@ -200,12 +200,13 @@ def check_signed(unverified: Unverified, signing_key: SigningKey) -> SignedClaim
         raise errors.TokenMalformed from None
     # 8
     for name, value in claims.items():
-        if type(value) is str:
+        kind = type(value)
+        if kind is str:
             if not value and name in _TEXTS:
                 raise errors.TokenMalformed(f"The claim {name} is empty.")
         elif name in _TEXTS:
             raise errors.TokenMalformed(f"The claim {name} is no text.")
-        else:
+        elif kind is not int or not -MAX_INTEGER <= value <= MAX_INTEGER:
             claims[name] = _frozen(value)
     try:
         issuer, audience, _, _, issued_at, expires_at, _ = _required_claims(claims)
@@ -222,14 +223,11 @@ def check_signed(unverified: Unverified, signing_key: SigningKey) -> SignedClaim
         if type(not_before) not in (int, float) or not -MAX_TIME <= not_before <= MAX_TIME:
             raise errors.TokenMalformed("The claim nbf is no time.")
         starts_at = max(issued_at, not_before)
+    # RFC 7519 §4.1.3: one text or a list of them.
+    audiences = (audience,) if type(audience) is str and audience else _texts("aud", audience)
+    must = _texts("must", claims["must"]) if "must" in claims else ()
     return SignedClaims(
-        signing_key=signing_key,
-        issuer=issuer,
-        audiences=_audiences(audience),
-        starts_at=starts_at,
-        expires_at=expires_at,
-        must=_texts("must", claims["must"]) if "must" in claims else (),
-        claims=MappingProxyType(claims),
+        signing_key, issuer, audiences, starts_at, expires_at, must, MappingProxyType(claims)
     )
 
 
@@ -347,13 +345,6 @@ def _header(text: bytes) -> Header:
         # RFC 7515 §4.1.9: media types ignore case, and `application/` may be left out.
         return Header(typ.lower().removeprefix("application/"), algorithm, kid)
     return Header(None, algorithm, kid)
-
-
-def _audiences(claim: object) -> tuple[str, ...]:
-    """RFC 7519 §4.1.3: one text or a list of them."""
-    if type(claim) is str and claim:
-        return (claim,)
-    return _texts("aud", claim)
 
 
 def _texts(name: str, claim: object) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ import os
 import re
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -113,7 +114,7 @@ class Exchange:
         self._service_key = service_key
         self._monotonic = monotonic
         self._trust_env = trust_env
-        self._remembered: dict[tuple[bytes, Place], Exchanged] = {}
+        self._remembered: OrderedDict[tuple[bytes, Place], Exchanged] = OrderedDict()
         self._renew()
         _EVERY_EXCHANGE.add(self)
 
@@ -212,9 +213,9 @@ class Exchange:
 
     def _remember(self, at: tuple[bytes, Place], exchanged: Exchanged) -> None:
         with self._lock:
-            while len(self._remembered) >= _MOST_REMEMBERED:
-                del self._remembered[next(iter(self._remembered))]
             self._remembered[at] = exchanged
+            if len(self._remembered) > _MOST_REMEMBERED:
+                self._remembered.popitem(last=False)
 
     def _renew(self) -> None:
         self._lock = threading.Lock()
@@ -251,4 +252,5 @@ def _renew_every() -> None:
         exchange._renew()  # noqa: SLF001
 
 
-os.register_at_fork(after_in_child=_renew_every)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_every)

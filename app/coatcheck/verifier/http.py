@@ -8,8 +8,12 @@ nothing is gained by keeping a connection, and a connection that is not kept sur
 """
 
 import ipaddress
+import os
 import socket
+import ssl
 import threading
+import time
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -18,6 +22,9 @@ import httpx2
 
 from coatcheck.durations import FIRST_LOAD_TIMEOUT
 
+#: Seconds after which certificates of authorities are read again: they change on the disk.
+_TLS_LIFETIME: Final = 3600
+_TLS_VARIABLES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 _ACCEPT: Final = "application/jwk-set+json, application/json"
 
 
@@ -90,7 +97,12 @@ def fetch(
     timer.start()
     try:
         with (
-            httpx2.Client(timeout=timeout_s, trust_env=trust_env, follow_redirects=False) as client,
+            httpx2.Client(
+                verify=_tls(trust_env=trust_env),
+                timeout=timeout_s,
+                trust_env=trust_env,
+                follow_redirects=False,
+            ) as client,
             client.stream(
                 "GET",
                 url,
@@ -111,6 +123,17 @@ def fetch(
         # A body without a length looks complete when its connection is ended.
         raise FetchFailed("timeout")
     return body
+
+
+def _tls(*, trust_env: bool) -> ssl.SSLContext:
+    """What servers are checked by.  Made once an hour: each time costs as much as 100 fetches."""
+    named = tuple(map(os.environ.get, _TLS_VARIABLES)) if trust_env else ()
+    return _make_tls(trust_env, named, time.monotonic() // _TLS_LIFETIME)
+
+
+@lru_cache(maxsize=4)
+def _make_tls(trust_env: bool, named: object, since: float) -> ssl.SSLContext:
+    return httpx2.create_ssl_context(trust_env=trust_env)
 
 
 def _require_ok(response: httpx2.Response) -> None:

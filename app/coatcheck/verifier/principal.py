@@ -87,7 +87,9 @@ class _Verified(Principal):
     """
 
     __slots__ = ()
+    # Both: Python looks at the two of them when it decides how to set an attribute.
     __setattr__ = object.__setattr__
+    __delattr__ = object.__delattr__
 
     def __init__(
         self, claims: Mapping[str, Any], expires_at: int, audience: str, protection: Protection

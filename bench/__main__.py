@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         try:
             told = _run(options, Path(folder), deployment)
+            print(f"\nWhere the time of a token request goes:\n{profiling.report(deployment)}")
         except LoadFailed as error:
             print(f"the run failed, no figure of it counts: {error}", file=sys.stderr)
             return 2

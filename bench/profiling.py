@@ -20,7 +20,7 @@ from bench.references import PATH
 from bench.targets import Deployment
 
 _REQUESTS: Final = 5000
-_SHOWN: Final = 25
+_SHOWN: Final = 15
 _OK: Final = 200
 
 

@@ -40,7 +40,7 @@ def by_us(body: bytes) -> list[tuple[str, str]] | None:
 @given(st.lists(st.tuples(NAMES, VALUES), max_size=6))
 def test_what_a_library_writes_is_read_as_it_was_meant(pairs: list[tuple[str, str]]) -> None:
     """RFC 6749 appendix B."""
-    named = [(name, value) for name, value in pairs if "\0" not in name]
+    named = [pair for pair in pairs if "\0" not in "".join(pair)]
 
     assert by_us(urlencode(named).encode()) == named
 
@@ -51,13 +51,13 @@ def test_what_a_library_writes_is_read_as_it_was_meant(pairs: list[tuple[str, st
 @example(b"&".join([b"a"] * wire.MAX_PARAMETERS))
 @example(b"&".join([b"a"] * (wire.MAX_PARAMETERS + 1)))
 def test_every_body_is_read_as_the_standard_library_reads_it(body: bytes) -> None:
-    """Or refused: a lone percent sign, a NUL in a name, and what the library refuses."""
+    """Or refused: a lone percent sign, a NUL, and what the library refuses."""
     theirs, ours = by_the_library(body), by_us(body)
 
     if (
         theirs is None
         or wire._BROKEN_PERCENT.search(body)
-        or any("\0" in name for name, _ in theirs)
+        or any("\0" in name + value for name, value in theirs)
     ):
         assert ours is None
     else:

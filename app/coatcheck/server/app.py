@@ -37,7 +37,7 @@ from coatcheck.server.oauth.endpoint import Desk, FormEndpoint, TokenEndpoint
 from coatcheck.server.oauth.introspect import Introspection, IntrospectionEndpoint
 from coatcheck.server.oauth.revocations import RevocationsEndpoint
 from coatcheck.server.oauth.revoke import Revocation, RevocationEndpoint
-from coatcheck.server.oauth.wire import Receive, Scope, Send, json_reply
+from coatcheck.server.oauth.wire import Receive, Reply, Scope, Send, json_reply
 from coatcheck.server.settings import Settings
 from coatcheck.server.signing import FEED_ALGORITHM, NoSigner, RingKeeper
 from coatcheck.server.store import SchemaMismatch, Store, StoreUnavailable, open_store
@@ -92,8 +92,10 @@ class Service:
         own_tokens = OwnTokens(settings.issuer, tuple(self._catalog.audiences), self._ring)
         self._feed = Feed(settings.issuer, store, self._ring, clock)
         base = urlsplit(settings.issuer).path
+        self.token = TokenEndpoint(desk)
+        self.token_path = f"{base}/oauth/token"
         self.forms: Mapping[str, FormEndpoint | RevocationsEndpoint] = {
-            f"{base}/oauth/token": TokenEndpoint(desk),
+            self.token_path: self.token,
             f"{base}/oauth/introspect": IntrospectionEndpoint(desk, own_tokens),
             f"{base}/oauth/revoke": RevocationEndpoint(desk, own_tokens),
             f"{base}/oauth/revocations": RevocationsEndpoint(self._feed),
@@ -107,16 +109,30 @@ class Service:
         form = self.forms.get(scope["path"])
         try:
             if form is not None:
-                await form(scope, receive, send)
+                reply = await form.reply(scope, receive)
+                await reply.send(send)
             else:
                 await self.pages(scope, receive, send)
         except Exception as error:
-            # The message of an exception may hold what somebody sent: the trace alone is logged.
-            frames = "".join(traceback.format_tb(error.__traceback__))
-            _log.error("500: %s\n%s", type(error).__name__, frames)
             # If the answer has begun, the connection breaks off here, as it should.
             with suppress(RuntimeError):
-                await json_reply(500, _SERVER_ERROR).send(send)
+                await _server_error(error).send(send)
+
+    def reply_now(self, scope: Scope, body: bytes) -> Reply | None:
+        """The answer to a token request that has arrived as a whole, without ASGI's ceremony.
+
+        The listener asks here first: tasks, events and messages between it and the endpoint
+        would cost as much as the signature.
+
+        Returns:
+            None if ASGI is needed: for another page, or because something has to be waited for.
+        """
+        if scope["path"] != self.token_path:
+            return None
+        try:
+            return self.token.reply_now(scope, body)
+        except Exception as error:
+            return _server_error(error)
 
     def _starlette(self, settings: Settings, base: str, bridge: Bridge) -> Starlette:
         algorithms = sorted({one.algorithm for one in self._catalog.audiences.values()})
@@ -262,6 +278,13 @@ def create() -> Service:
     """
     settings = Settings.load(os.environ)
     return Service(settings, open_store(settings.database_url), clock_of(settings))
+
+
+def _server_error(error: Exception) -> Reply:
+    # The message of an exception may hold what somebody sent: the trace alone is logged.
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    _log.error("500: %s\n%s", type(error).__name__, frames)
+    return json_reply(500, _SERVER_ERROR)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

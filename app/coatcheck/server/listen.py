@@ -17,15 +17,19 @@ import json
 import logging
 import re
 import socket
-from collections.abc import Mapping
-from http import HTTPStatus
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import httptools
 import uvicorn
 from uvicorn._types import ASGI3Application
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.supervisors import Multiprocess
 
 _log = logging.getLogger(__name__)
@@ -42,12 +46,17 @@ HEAD_TIMEOUT: Final = 15
 #: Seconds from the end of the head to the end of the body.
 BODY_TIMEOUT: Final = 10
 #: Seconds that answers may lie here because the client reads none.
-READ_TIMEOUT: Final = 15
+READ_TIMEOUT: Final = 10
+#: Seconds between an answer and the next request on the same connection.
+IDLE_TIMEOUT: Final = 10
 #: Seconds between two looks at a connection; by so much a limit may be exceeded.
 _WATCH: Final = 5
 
 #: RFC 3986 §3.2.2 and §3.2.3: what host and port are made of; empty where there is no authority.
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
+
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_CLOSE: Final = (b"connection", b"close")
 
 _BACKLOG: Final = 2048
 #: Seconds that requests under way get when the service stops.
@@ -62,6 +71,18 @@ _LOGGING: Final[dict[str, Any]] = {
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"level": "INFO", "handlers": ["stderr"]},
 }
+
+
+@lru_cache(maxsize=64)
+def _lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """Header fields as they are written.
+
+    Raises:
+        ValueError: a value would end its line, or begin another one (RFC 9110 §5.5).
+    """
+    if any(_CONTROL.search(value) for _, value in headers):
+        raise ValueError("a header value holds a control character")
+    return b"".join(b"%b: %b\r\n" % header for header in headers)
 
 
 class _Refusal(NamedTuple):
@@ -93,11 +114,18 @@ class Protocol(HttpToolsProtocol):
         self._head_since: float | None = self.loop.time()
         #: When the body began that is not complete yet; None while there is none.
         self._body_since: float | None = None
+        #: When the last answer was given; None while there is more to answer, or none was.
+        self._idle_since: float | None = None
         #: When answers began to lie here unread; None while there are none.
         self._unread_since: float | None = None
         self._head_bytes = self._body_bytes = self._piece_bytes = 0
         #: The request that is being answered, or was answered last; `cycle` is the latest to come.
         self._running: RequestResponseCycle | None = None
+        #: The application's short way, if it has one: scope and body → the whole answer, or None.
+        self._reply_now = getattr(self.app, "reply_now", None)
+        #: The request is on hold whose head was read last: the next bytes may be all of its body.
+        self._held: tuple[RequestResponseCycle, ASGI3Application] | None = None
+        self._may_hold = False
         #: Why the parsing was stopped from here; httptools cannot carry it.
         self._why_stopped = _NO_REQUEST
         #: The head asks for another protocol: it is read once more, without asking.
@@ -130,7 +158,7 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._is_ending:
             return
-        self._unset_keepalive_if_required()
+        self._idle_since = None
         self._piece_bytes = len(data)
         if self._body_since is not None:
             self._body_bytes += len(data)
@@ -139,6 +167,8 @@ class Protocol(HttpToolsProtocol):
                 self._head_since = self.loop.time()
             self._head_bytes += len(data)
         self._feed(data)
+        if self._held is not None:
+            self._let_go()
         # httptools holds a header, or a trailer, until it is complete.
         if self._head_since is not None and self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(_HEAD_TOO_LARGE)
@@ -167,7 +197,7 @@ class Protocol(HttpToolsProtocol):
             raise ValueError("enough")
         if self._head_since is None:
             self._head_since = self.loop.time()
-        super().on_message_begin()
+        HttpToolsProtocol.on_message_begin(self)
 
     def on_headers_complete(self) -> None:
         refusal = self._unfit()
@@ -177,7 +207,10 @@ class Protocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             self._is_asking = True
             return
-        super().on_headers_complete()
+        # Who waits for leave to send the body gets it from ASGI.
+        self._may_hold = self._reply_now is not None and not self.expect_100_continue
+        HttpToolsProtocol.on_headers_complete(self)
+        self._may_hold = False
         self._head_since = None
         self._head_bytes = self._body_bytes = 0
         self._body_since = self.loop.time()
@@ -188,7 +221,7 @@ class Protocol(HttpToolsProtocol):
         if self._is_asking:
             return
         self._body_since = None
-        super().on_message_complete()
+        HttpToolsProtocol.on_message_complete(self)
 
     def _unfit(self) -> _Refusal | None:
         """Why nobody further in should see this head, if it is so."""
@@ -242,10 +275,59 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
-        super()._start_asgi_task(cycle, app)
+        if self._may_hold:
+            self._held = (cycle, app)
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _let_go(self) -> None:
+        """Answer the held request the short way if it came as a whole, else as any other."""
+        if self._held is None:
+            return
+        (cycle, app), self._held = self._held, None
+        if cycle.more_body:
+            super()._start_asgi_task(cycle, app)
+        else:
+            # In its turn, as a task would be: what the loop reads from others comes after it.
+            self.loop.call_soon(self._answer, cycle, app)
+
+    def _answer(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """One write for the whole answer, and no task, event or message on the way to it."""
+        if cycle.disconnected or self.transport.is_closing() or self._reply_now is None:
+            return
+        reply = self._reply_now(cycle.scope, bytes(cycle.body))
+        if reply is None:
+            super()._start_asgi_task(cycle, app)
+            return
+        status, body, headers = reply
+        if not cycle.keep_alive and _CLOSE not in headers:
+            headers = (*headers, _CLOSE)
+        head = self._head(status, headers, len(body))
+        cycle.response_started = cycle.response_complete = True
+        self.transport.write(head if cycle.scope["method"] == "HEAD" else head + body)
+        if _CLOSE in headers:
+            self.transport.close()
+        self.on_response_complete()
+
+    def _head(self, status: int, headers: Sequence[tuple[bytes, bytes]], length: int) -> bytes:
+        """Status line and header fields of an answer with so many bytes."""
+        return b"%b%b%bcontent-length: %d\r\n\r\n" % (
+            STATUS_LINE[status],
+            _lines(tuple(self.server_state.default_headers)),
+            _lines(tuple(headers)),
+            length,
+        )
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
+        # Not uvicorn's: it would set a timer for each answer, and unset it at the next request.
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._idle_since = self.loop.time()
         if self._is_answering():
             # A request that came behind the one before: until now nothing of it was read.
             if self._body_since is not None:
@@ -272,16 +354,12 @@ class Protocol(HttpToolsProtocol):
         error = {"error": "invalid_request", "error_description": refusal.sentence}
         body = json.dumps(error | {"code": "invalid_request"}, separators=(",", ":")).encode()
         headers = (
-            *self.server_state.default_headers,
             (b"content-type", b"application/json"),
             (b"cache-control", b"no-store"),
             (b"pragma", b"no-cache"),
-            (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
+            _CLOSE,
         )
-        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-        phrase = HTTPStatus(refusal.status).phrase.encode()
-        words = b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (refusal.status, phrase, lines, body)
+        words = self._head(refusal.status, headers, len(body)) + body
         if self._body_since is not None:
             # It is the answer to this request, instead of the one that waits for its body.
             if self.cycle is self._running:
@@ -319,6 +397,8 @@ class Protocol(HttpToolsProtocol):
         if self._head_since is None or self._is_answering():
             self._watch_body(now)
         elif now - self._head_since > HEAD_TIMEOUT:
+            self.transport.close()
+        if self._idle_since is not None and now - self._idle_since > IDLE_TIMEOUT:
             self.transport.close()
         # One timer for the connection, not one for each request.
         self._watcher = self.loop.call_later(_WATCH, self._watch)

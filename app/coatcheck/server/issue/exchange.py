@@ -81,11 +81,8 @@ class Issuer:
         default_factory=OrderedDict, init=False, repr=False
     )
 
-    def recognize(
-        self, found: Found, digest: bytes, client_id: str | None, now: int
-    ) -> ApiKeyRecord:
-        """Step 1.  As `decide.recognize`."""
-        return decide.recognize(found, digest, client_id, now)
+    #: Step 1.
+    recognize = staticmethod(decide.recognize)
 
     def issue(self, record: ApiKeyRecord, asked: Asked, *, now: int, as_of: int) -> Issued:
         """Steps 2 to 6.

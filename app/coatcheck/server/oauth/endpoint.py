@@ -11,7 +11,7 @@ a whole token request.  The steps, in order:
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coatcheck import apikey, client_address
@@ -25,8 +25,9 @@ from coatcheck.server.oauth.wire import (
     Receive,
     Reply,
     Scope,
-    Send,
     read,
+    read_body,
+    read_head,
 )
 from coatcheck.server.signing import NoSigner
 from coatcheck.server.store import Found, Store, StoreUnavailable
@@ -37,6 +38,8 @@ _log = logging.getLogger(__name__)
 
 #: Nothing was presented that could be looked up.
 _NOTHING = Found(0, {})
+#: What ends a request with an answer of its own; everything else is 500.
+_EXPECTED = (Refusal, OAuthError, StoreUnavailable, NoSigner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,37 +64,30 @@ class FormEndpoint:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = await self.reply(scope, receive)
-        await reply.send(send)
-
     async def reply(self, scope: Scope, receive: Receive) -> Reply:
         """The answer to one request, whatever happens."""
-        mechanism = Mechanism.NONE
+        request, found = None, _NOTHING
         try:
             # 1
-            request = await read(
-                scope,
-                receive,
-                trusted_proxies=self.desk.trusted_proxies,
-                now=int(self.desk.clock()),
-            )
-            mechanism = request.credential.mechanism
+            headers = read_head(scope)
+            request = self.request(scope, headers, await read_body(receive))
             # 2
-            presented = self.presented(request)
-            found = await self.desk.store.find(presented) if presented else _NOTHING
+            if presented := self.presented(request):
+                found = await self.desk.store.find(presented)
             # 3
-            try:
-                return await self.answer(request, found)
-            except Refusal as refusal:
-                # 4
-                self._look_at(refusal, request, found)
-                return self._refused(refusal, mechanism)
-        except OAuthError as error:
-            return self._refused(error, mechanism)
-        except (StoreUnavailable, NoSigner) as error:
-            _log.error("503 at %s: %s", scope["path"], error)
-            return self._refused(OAuthError.unavailable(), mechanism)
+            return await self.answer(request, found)
+        except _EXPECTED as error:
+            return self.refused(error, scope, request, found)
+
+    def request(self, scope: Scope, headers: Mapping[bytes, bytes], body: bytes) -> FormRequest:
+        """Step 1, of a request that has arrived.  Raises OAuthError."""
+        return read(
+            scope,
+            headers,
+            body,
+            trusted_proxies=self.desk.trusted_proxies,
+            now=int(self.desk.clock()),
+        )
 
     def presented(self, request: FormRequest) -> tuple[bytes, ...]:
         """The digest of every secret that a request presents, MOST_SECRETS at most."""
@@ -102,11 +98,32 @@ class FormEndpoint:
         """Step 3.  Raises Refusal, OAuthError, NoSigner or StoreUnavailable."""
         raise NotImplementedError
 
-    def _look_at(self, refusal: Refusal, request: FormRequest, found: Found) -> None:
+    def refused(
+        self, error: Exception, scope: Scope, request: FormRequest | None, found: Found
+    ) -> Reply:
+        """Step 4, and the answer to a request that failed.
+
+        Args:
+            error: one of those that `answer` raises.
+            request: None if it could not even be read.
+        """
+        mechanism = Mechanism.NONE if request is None else request.credential.mechanism
+        if isinstance(error, Refusal) and request is not None:
+            # 4
+            error = self._look_at(error, request, found)
+        elif isinstance(error, (StoreUnavailable, NoSigner)):
+            _log.error("503 at %s: %s", scope["path"], error)
+            error = OAuthError.unavailable()
+        assert isinstance(error, (OAuthError, Refusal))  # noqa: S101 - the other two are gone
+        return self.desk.bridge.refused(error, mechanism, always_challenge=self.always_challenge)
+
+    def _look_at(
+        self, refusal: Refusal, request: FormRequest, found: Found
+    ) -> OAuthError | Refusal:
         """Count a guess, and log what happened to an API key that exists.
 
-        Raises:
-            OAuthError: the address guessed too often.
+        Returns:
+            What is told: the refusal, unless the address guessed too often.
         """
         digest = request.credential.digest
         record = None if digest is None else found.records.get(digest)
@@ -118,10 +135,8 @@ class FormEndpoint:
                 # A resource server has to tell its own refusal from its caller's.
                 is_exchange = "subject_token" in request.form
                 code = "client_rate_limited" if is_exchange else "rate_limited"
-                raise OAuthError.throttled(retry_after_s, code)
-
-    def _refused(self, error: OAuthError | Refusal, mechanism: Mechanism) -> Reply:
-        return self.desk.bridge.refused(error, mechanism, always_challenge=self.always_challenge)
+                return OAuthError.throttled(retry_after_s, code)
+        return refusal
 
 
 class TokenEndpoint(FormEndpoint):
@@ -132,7 +147,29 @@ class TokenEndpoint(FormEndpoint):
         subject = request.form.get("subject_token")
         return digests if subject is None else (*digests, apikey.digest(subject))
 
+    def reply_now(self, scope: Scope, body: bytes) -> Reply | None:
+        """As `reply`, for a request that has arrived as a whole.
+
+        Returns:
+            None if something has to be waited for; nothing has happened then.
+        """
+        request, found = None, _NOTHING
+        try:
+            request = self.request(scope, read_head(scope), body)
+            if presented := self.presented(request):
+                known = self.desk.store.find_now(presented)
+                if known is None:
+                    return None
+                found = known
+            return self.answer_now(request, found)
+        except _EXPECTED as error:
+            return self.refused(error, scope, request, found)
+
     async def answer(self, request: FormRequest, found: Found) -> Reply:
+        return self.answer_now(request, found)
+
+    def answer_now(self, request: FormRequest, found: Found) -> Reply:
+        """Step 3, which waits for nothing.  Raises as `answer`."""
         bridged = BridgeRequest(request, found)
         reply: Reply = self.desk.bridge.create_token_response(bridged)
         if bridged.issued is not None:

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 from coatcheck.durations import FEED_WAIT_MAX
 from coatcheck.server.feed import Feed
 from coatcheck.server.oauth.errors import OAuthError
-from coatcheck.server.oauth.wire import Receive, Reply, Scope, Send, json_reply
+from coatcheck.server.oauth.wire import Receive, Reply, Scope, json_reply
 from coatcheck.server.signing import NoSigner
 from coatcheck.server.store import StoreUnavailable
 
@@ -26,14 +26,11 @@ class RevocationsEndpoint:
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = await self._reply(scope)
-        await reply.send(send)
-
-    async def _reply(self, scope: Scope) -> Reply:
+    async def reply(self, scope: Scope, receive: Receive) -> Reply:
+        """The answer to one request, whatever happens."""
         try:
-            if scope["method"] != "GET":
-                raise OAuthError.method_not_allowed("GET")
+            if scope["method"] not in ("GET", "HEAD"):
+                raise OAuthError.method_not_allowed("GET, HEAD")
             query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
             after = _number(query.get("after", "-1"), "after")
             wait_s = _number(query.get("wait", "0"), "wait")

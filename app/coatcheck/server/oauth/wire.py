@@ -35,6 +35,9 @@ _FORM: Final = b"application/x-www-form-urlencoded"
 _BROKEN_PERCENT: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 #: RFC 8707 §2 and RFC 8693 §2.1 let these two be repeated; no other parameter may be.
 _REPEATABLE: Final = frozenset({"resource", "audience"})
+_COMPARED: Final = frozenset(
+    {"scope", "client_id", "client_secret", "token", "subject_token", *_REPEATABLE}
+)
 #: RFC 6749 §2.3.1: credentials never in the URI.  Named so that other query parameters pass.
 _SECRET_PARAMETERS: Final = frozenset(
     {
@@ -144,15 +147,11 @@ def json_reply(status: int, body: object, headers: Sequence[tuple[str, str]] = (
     return Reply(status, written, _ALWAYS + extra)
 
 
-async def read(
-    scope: Scope, receive: Receive, *, trusted_proxies: Sequence[Network], now: int
-) -> FormRequest:
-    """Read one request.
+def read_head(scope: Scope) -> dict[bytes, bytes]:
+    """The header fields of a request whose body is worth reading, by name in lower case.
 
     1. The method is POST, nothing secret is in the query.
-    2. The body is form-encoded, not compressed, not too long.
-    3. Each parameter is there once; no value means absent.
-    4. There is one credential, by one mechanism.
+    2. The body is form-encoded, not compressed, not announced too long.
 
     Raises:
         OAuthError: which rule the request breaks, and what to send instead.
@@ -171,10 +170,54 @@ async def read(
         raise OAuthError.invalid_request(
             "Send the parameters as application/x-www-form-urlencoded in the body."
         )
-    body = await _read_body(receive, headers.get(b"content-length", b""))
+    length = headers.get(b"content-length", b"")
+    if length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:
+        raise OAuthError.too_large()
+    return headers
+
+
+async def read_body(receive: Receive) -> bytes:
+    """The body, as far as it is not too long.  How long it may take is the listener's business.
+
+    Raises:
+        OAuthError: the client went away before its end.
+    """
+    body: bytes = b""
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise OAuthError.invalid_request("The body ended before its announced length.")
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY_BYTES or not message.get("more_body"):
+            return body
+
+
+def read(
+    scope: Scope,
+    headers: Mapping[bytes, bytes],
+    body: bytes,
+    *,
+    trusted_proxies: Sequence[Network],
+    now: int,
+) -> FormRequest:
+    """A request whose body has arrived.
+
+    3. The body is not too long.
+    4. Each parameter is there once; no value means absent.
+    5. There is one credential, by one mechanism.
+
+    Args:
+        headers: from `read_head`.
+
+    Raises:
+        OAuthError: as `read_head`.
+    """
     # 3
-    form, audiences = _parse(body)
+    if len(body) > MAX_BODY_BYTES:
+        raise OAuthError.too_large()
     # 4
+    form, audiences = _parse(body)
+    # 5
     credential = _credential(headers.get(b"authorization"), form)
     peer = scope.get("client")
     forwarded_for = headers.get(b"x-forwarded-for", b"").decode("latin-1")
@@ -183,7 +226,7 @@ async def read(
 
 
 def _headers(lines: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Header fields by name, in lower case; lines of one name are joined.
+    """Header fields by name; lines of one name are joined.
 
     Raises:
         OAuthError: there are two Authorization headers.
@@ -202,22 +245,6 @@ def _headers(lines: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
         else:
             joined[name] += b", " + value
     return joined
-
-
-async def _read_body(receive: Receive, content_length: bytes) -> bytes:
-    """The whole body.  How long it may take is the listener's business."""
-    if content_length.isdigit() and int(content_length[:20]) > MAX_BODY_BYTES:
-        raise OAuthError.too_large()
-    body: bytes = b""
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise OAuthError.invalid_request("The body ended before its announced length.")
-        body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
-            raise OAuthError.too_large()
-        if not message.get("more_body"):
-            return body
 
 
 def _parse(body: bytes) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -259,9 +286,19 @@ def _pairs(body: bytes) -> Iterable[tuple[str, str]]:
             pairs = [(decoded(name), decoded(value)) for name, value in pairs]
     except UnicodeDecodeError:
         raise OAuthError.invalid_request("The body is not UTF-8.") from None
-    if ("\0" in text or "%00" in text) and any("\0" in name for name, _ in pairs):
-        raise OAuthError.invalid_request("The name of a parameter holds a NUL character.")
+    if "\0" in text or "%00" in text:
+        _refuse_nul(pairs)
     return pairs
+
+
+def _refuse_nul(pairs: Iterable[tuple[str, str]]) -> None:
+    """Whatever is done with a parameter, no text with a NUL gets there.
+
+    Where it is compared with what we know it matches nothing, which is told as such.
+    """
+    for name, value in pairs:
+        if "\0" in name or ("\0" in value and name not in _COMPARED):
+            raise OAuthError.invalid_request("A parameter holds a NUL character.")
 
 
 def _credential(authorization: bytes | None, form: Mapping[str, str]) -> Credential:

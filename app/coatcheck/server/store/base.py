@@ -87,6 +87,10 @@ class Narrowing:
 class FindApiKeys(Protocol):
     """The one read of the token path."""
 
+    def find_now(self, digests: Sequence[bytes]) -> Found | None:
+        """As `find`, if nothing has to be waited for; else None.  Raises as it does."""
+        ...
+
     async def find(self, digests: Sequence[bytes]) -> Found:
         """Look up at most two presented secrets in one query.
 

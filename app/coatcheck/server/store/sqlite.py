@@ -101,6 +101,9 @@ class SqliteStore:
     # --- the token path
 
     async def find(self, digests: Sequence[bytes]) -> Found:
+        return self.find_now(digests)
+
+    def find_now(self, digests: Sequence[bytes]) -> Found:
         if not self._is_proven:
             self._prove()
         as_of = self._head

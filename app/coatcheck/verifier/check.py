@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import itemgetter
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, NewType, NoReturn
+from typing import Any, Final, NamedTuple, NewType, NoReturn, cast
 
 from cryptography.exceptions import InvalidSignature
 
@@ -207,7 +207,7 @@ def check_signed(unverified: Unverified, signing_key: SigningKey) -> SignedClaim
         elif name in _TEXTS:
             raise errors.TokenMalformed(f"The claim {name} is no text.")
         elif kind is not int or not -MAX_INTEGER <= value <= MAX_INTEGER:
-            claims[name] = _frozen(value)
+            claims[name] = _frozen_all(value)
     try:
         issuer, audience, _, _, issued_at, expires_at, _ = _required_claims(claims)
     except KeyError as missing:
@@ -308,17 +308,19 @@ def json_object(data: bytes, max_containers: int) -> dict[str, Any]:
     """
     if data.count(b"[") + data.count(b"{") > max_containers:
         raise ValueError("too many arrays and objects")
+    text = data.decode().strip(_JSON_BLANKS)
     try:
-        text = data.decode().strip(_JSON_BLANKS)
-        value, end = _parse_json(text)
+        value, end = _scan_json(text, 0)
+        if "\\" in text:
+            # An escaped half of a surrogate pair is a text that nobody can write down again.
+            json.dumps(value, ensure_ascii=False).encode()
+    except StopIteration:
+        raise ValueError("no JSON") from None
     except RecursionError:
         # Only where the caller's own stack is nearly full: MAX_CONTAINERS bounds the depth.
         raise ValueError("nested too deeply") from None
     if type(value) is not dict or end != len(text):
         raise ValueError("no object, or not only one")
-    if b"\\" in data:
-        # An escaped half of a surrogate pair is a text that nobody can write down again.
-        json.dumps(value, ensure_ascii=False).encode()
     return value
 
 
@@ -358,6 +360,14 @@ def _refuse(code: str) -> NoReturn:
     raise errors.ERRORS.get(code, errors.UnknownRestriction)
 
 
+def _frozen_all(value: object) -> object:
+    """As `_frozen`, where the caller's own stack may be nearly full."""
+    try:
+        return _frozen(value)
+    except RecursionError:
+        raise errors.TokenMalformed from None
+
+
 def _frozen(value: object) -> object:
     """The same value, unchangeable down to the last list: later requests share it."""
     if type(value) is int:
@@ -389,8 +399,8 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-_parse_json: Final = json.JSONDecoder(
-    object_pairs_hook=_members,
-    parse_float=_number,
-    parse_constant=_no_constant,
-).raw_decode
+#: Takes a text and where to begin; returns a value and where it ends.
+_scan_json: Final[Callable[[str, int], tuple[Any, int]]] = cast(
+    Any,
+    json.JSONDecoder(object_pairs_hook=_members, parse_float=_number, parse_constant=_no_constant),
+).scan_once

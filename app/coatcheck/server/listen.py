@@ -207,8 +207,9 @@ class Protocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             self._is_asking = True
             return
-        # Who waits for leave to send the body gets it from ASGI.
-        self._may_hold = self._reply_now is not None and not self.expect_100_continue
+        # Who waits for leave to send the body gets it from ASGI; who reads no answers waits there.
+        may_hold = not self.expect_100_continue and not self.flow.write_paused
+        self._may_hold = self._reply_now is not None and may_hold
         HttpToolsProtocol.on_headers_complete(self)
         self._may_hold = False
         self._head_since = None

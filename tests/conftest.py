@@ -9,6 +9,8 @@ from starlette.testclient import TestClient
 from support.deployment import Deployment, a_client, a_deployment
 from support.live import Live, a_service
 
+pytest_plugins = ("support.sweep",)
+
 
 @pytest.fixture
 def deployment(tmp_path: Path) -> Iterator[Deployment]:

@@ -21,6 +21,7 @@ from coatcheck.server.manage import api_keys
 from coatcheck.server.manage.api_keys import Created
 from coatcheck.server.settings import Settings
 from coatcheck.server.store import Store, open_store
+from support.secrets import SWEEP
 
 ISSUER = "http://127.0.0.1:8000"
 AUDIENCE = "https://api.example.com"
@@ -111,7 +112,10 @@ def a_deployment(folder: Path, **settings: Any) -> Iterator[Deployment]:
     store = open_store(chosen.database_url)
     try:
         service = Service(chosen, store, clock)
+        SWEEP.learn_deployment(folder)
         yield Deployment(chosen, catalog, store, clock, initialized, service)
+        # Closing takes the log of the database away.
+        SWEEP.file(folder / "coatcheck.db-wal")
     finally:
         store.close()
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import httpx2
 
+from support.secrets import SWEEP
+
 START_TIMEOUT = 30
 
 
@@ -54,7 +56,7 @@ def run_command(
     *arguments: str, environment: Mapping[str, str], stdin: str | None = None
 ) -> "subprocess.CompletedProcess[str]":
     """Run `coatcheck …` with just this environment of ours."""
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "coatcheck.cli", *arguments],
         env=clean_environment() | dict(environment),
         input=stdin if stdin is not None else "",
@@ -63,6 +65,8 @@ def run_command(
         timeout=120,
         check=False,
     )
+    SWEEP.command(arguments, done.stdout, done.stderr)
+    return done
 
 
 def clean_environment() -> dict[str, str]:
@@ -75,6 +79,17 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def serve(environment: Mapping[str, str], log: Path, *options: str) -> "subprocess.Popen[bytes]":
+    """Start `coatcheck serve`, which adds to this log.  Whoever starts it ends it."""
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-m", "coatcheck.cli", "serve", *options],
+            env=clean_environment() | dict(environment),
+            stdout=stream,
+            stderr=stream,
+        )
 
 
 @contextmanager
@@ -95,17 +110,15 @@ def a_service(folder: Path, *options: str, **settings: str) -> Iterator[Live]:
     }
     made = run_command("init", "--json", environment=environment)
     assert made.returncode == 0, made.stderr
-    with (folder / "serve.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "coatcheck.cli", "serve", "--port", str(port), *options],
-            env=clean_environment() | environment,
-            stdout=log,
-            stderr=log,
-        )
+    process = serve(environment, folder / "serve.log", "--port", str(port), *options)
     live = Live(issuer, folder, environment, json.loads(made.stdout), process)
     try:
         wait_until_ready(live)
+        SWEEP.process(process.pid)
+        SWEEP.learn_deployment(folder)
         yield live
+        # Its end takes the log of its database away.
+        SWEEP.file(folder / "coatcheck.db-wal")
     finally:
         process.terminate()
         process.wait(timeout=20)
@@ -113,12 +126,14 @@ def a_service(folder: Path, *options: str, **settings: str) -> Iterator[Live]:
 
 def wait_until_ready(live: Live) -> None:
     deadline = time.monotonic() + START_TIMEOUT
-    while time.monotonic() < deadline:
-        assert live.process.poll() is None, live.log
-        try:
-            if httpx2.get(f"{live.issuer}/readyz", timeout=2).status_code == 200:
-                return
-        except httpx2.HTTPError:
-            pass
-        time.sleep(0.05)
+    # One client: each new one reads all certificates of the machine first.
+    with httpx2.Client(base_url=live.issuer, timeout=2) as http:
+        while time.monotonic() < deadline:
+            assert live.process.poll() is None, live.log
+            try:
+                if http.get("/readyz").status_code == 200:
+                    return
+            except httpx2.HTTPError:
+                pass
+            time.sleep(0.02)
     raise AssertionError(live.log)

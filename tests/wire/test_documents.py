@@ -28,6 +28,7 @@ from support.deployment import (
     a_deployment,
     form,
 )
+from support.wire import database
 
 KEY_SET = "/.well-known/jwks.json"
 OAUTH_METADATA = "/.well-known/oauth-authorization-server"
@@ -63,10 +64,6 @@ def rotate(deployment: Deployment, *, at_once: bool = False) -> str:
 def withdraw_all(deployment: Deployment) -> None:
     for record in deployment.store.signing_keys():
         signing.withdraw(deployment.store, record.kid, TESTER, now=deployment.now, force=True)
-
-
-def database(deployment: Deployment) -> Path:
-    return Path(deployment.settings.database_url.removeprefix("sqlite:///"))
 
 
 # --- the key set

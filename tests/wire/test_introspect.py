@@ -1,8 +1,6 @@
 """POST /oauth/introspect.  RFC 7662 §2, §4; the rows I1 to I6 of the bad inputs."""
 
-import base64
 import json
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,30 +27,17 @@ from support.deployment import (
     form,
 )
 from support.tokens import as_json, base64url, claims, signer
-
-MANAGEMENT = f"{ISSUER}/v1"
-LIFETIME = 600
-INACTIVE = {"active": False}
-CHALLENGE = re.compile(
-    r'(?P<scheme>Basic|Bearer) realm="(?P<realm>[^"]+)", error="(?P<error>[^"]+)",'
-    r' error_description="(?P<error_description>[^"]+)"'
+from support.wire import (
+    CHALLENGE,
+    LIFETIME,
+    MANAGEMENT,
+    basic,
+    claims_of,
+    database,
+    token_for,
 )
 
-
-def basic(user: str, password: str) -> dict[str, str]:
-    text = base64.b64encode(f"{user}:{password}".encode()).decode()
-    return {"Authorization": f"Basic {text}"}
-
-
-def token_for(http: TestClient, key: str, **parameters: str) -> str:
-    answer = http.post("/oauth/token", data=form(key, **parameters))
-    assert answer.status_code == 200, answer.text
-    token: str = answer.json()["access_token"]
-    return token
-
-
-def claims_of(token: str) -> dict[str, Any]:
-    return jwt.decode(token, options={"verify_signature": False})
+INACTIVE = {"active": False}
 
 
 def introspect(
@@ -247,7 +232,7 @@ def test_what_narrows_nothing_ends_no_token(
 
 
 def test_a_token_ends_at_its_exp_to_the_second(http: TestClient, deployment: Deployment) -> None:
-    """The issuer has no clock but its own: there is no leeway here.  RFC 7519 §4.1.4."""
+    """I1: the issuer has no clock but its own: there is no leeway here.  RFC 7519 §4.1.4."""
     key = deployment.api_key().key
     token = token_for(http, key)
 
@@ -504,7 +489,7 @@ def test_without_the_database_nobody_is_told_that_a_token_is_inactive(
     """`active: false` would make resource servers refuse good tokens.  RFC 9110 §15.6.4."""
     key = deployment.api_key().key
     token = token_for(http, key)
-    Path(deployment.settings.database_url.removeprefix("sqlite:///")).unlink()
+    database(deployment).unlink()
 
     deadline = time.monotonic() + 5
     while (answer := introspect(http, key, token=token)).status_code == 200:

@@ -34,6 +34,8 @@ from support.deployment import (
     a_deployment,
     form,
 )
+from support.live import Live
+from support.wire import claims_of, database, token_for
 
 REVOCATIONS = "/oauth/revocations"
 COATCHECK = "/.well-known/coatcheck"
@@ -62,10 +64,6 @@ def followed(http: TestClient, deployment: Deployment, text: str | None = None) 
     return read(text.encode(), source, deployment.settings.issuer, deployment.clock.now)
 
 
-def claims_of(text: str) -> dict[str, Any]:
-    return jwt.decode(text, options={"verify_signature": False})
-
-
 def kid_of(text: str) -> str:
     kid: str = jwt.get_unverified_header(text)["kid"]
     return kid
@@ -73,13 +71,6 @@ def kid_of(text: str) -> str:
 
 def kids(jwks: dict[str, Any]) -> set[str]:
     return {jwk["kid"] for jwk in jwks["keys"]}
-
-
-def token_for(http: TestClient, key: str) -> str:
-    answer = http.post("/oauth/token", data=form(key))
-    assert answer.status_code == 200, answer.text
-    token: str = answer.json()["access_token"]
-    return token
 
 
 def rotate(deployment: Deployment, purpose: Purpose = "token") -> str:
@@ -218,7 +209,7 @@ def test_other_methods_are_told_which_one_to_use(http: TestClient, method: str) 
     """RFC 9110 §15.5.6."""
     answer = http.request(method, REVOCATIONS)
 
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
     assert answer.json()["error"] == "invalid_request"
 
 
@@ -249,6 +240,43 @@ def test_who_is_behind_waits_for_nothing(http: TestClient, deployment: Deploymen
 
 
 # --- what is told
+
+
+def test_a_revoked_token_is_dead_here_at_once_and_elsewhere_soon(live: Live) -> None:
+    """
+    V42: introspection knows as soon as it was answered; a follower within a second or so.
+
+    Who follows no feed accepts the token until it expires: that is the choice they made.
+    """
+    key = live.api_key("widgets:read")["key"]
+    with (
+        httpx2.Client(base_url=live.issuer) as http,
+        Verifier(live.issuer, AUDIENCE) as follower,
+        Verifier(live.issuer, AUDIENCE, feed=None) as offline,
+    ):
+        token = http.post("/oauth/token", data=form(key)).json()["access_token"]
+        about_it = {"client_secret": key, "token": token}
+        assert http.post("/oauth/introspect", data=about_it).json()["active"] is True
+        assert follower.verify_jwt(token).token_id == offline.verify_jwt(token).token_id
+
+        assert http.post("/oauth/revoke", data=about_it).status_code == 200
+
+        assert http.post("/oauth/introspect", data=about_it).json() == {"active": False}
+        assert eventually_refused(follower, token) == "token_revoked"
+        assert offline.verify_jwt(token).token_id == claims_of(token)["jti"]
+
+
+def eventually_refused(verifier: Verifier, token: str) -> str:
+    """The code with which a follower refuses a token in the end."""
+    deadline = time.monotonic() + FOREVER_S
+    while time.monotonic() < deadline:
+        try:
+            verifier.verify_jwt(token)
+        except VerifierError as refused:
+            return refused.code
+        time.sleep(0.02)
+    return "accepted"
+
 
 Narrow = Callable[[TestClient, Deployment], str]
 
@@ -467,7 +495,7 @@ def test_without_the_database_there_is_no_feed(http: TestClient, deployment: Dep
     Where the feed is and who signs it is still told, from memory.
     """
     feed_of(http)
-    path = Path(deployment.settings.database_url.removeprefix("sqlite:///"))
+    path = database(deployment)
     away = path.with_suffix(".away")
     path.rename(away)
     refused_503(eventually(lambda: get(http), 503))

@@ -1,10 +1,7 @@
 """POST /oauth/revoke.  RFC 7009 §2; the rows R1 to R5 of the bad inputs."""
 
 import base64
-import re
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import httpx2
 import jwt
@@ -14,32 +11,12 @@ from starlette.testclient import TestClient
 from coatcheck import apikey
 from coatcheck.server.manage.api_keys import Created
 from coatcheck.server.store.tables import ChangeRow
-from support.deployment import AUDIENCE, HOUR, ISSUER, NOON, Deployment, form
+from support.deployment import AUDIENCE, HOUR, ISSUER, NOON, Deployment
 from support.tokens import base64url, claims, signer
+from support.wire import CHALLENGE, FORM, basic, claims_of, database, token_for
 
-FORM = "application/x-www-form-urlencoded"
 #: The order of the group of P-256; SEC 2 §2.4.2.
 P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-CHALLENGE = re.compile(
-    r'(?P<scheme>Basic|Bearer) realm="(?P<realm>[^"]+)", error="(?P<error>[^"]+)",'
-    r' error_description="(?P<error_description>[^"]+)"'
-)
-
-
-def basic(user: str, password: str) -> dict[str, str]:
-    text = base64.b64encode(f"{user}:{password}".encode()).decode()
-    return {"Authorization": f"Basic {text}"}
-
-
-def token_for(http: TestClient, key: str) -> str:
-    answer = http.post("/oauth/token", data=form(key))
-    assert answer.status_code == 200, answer.text
-    token: str = answer.json()["access_token"]
-    return token
-
-
-def claims_of(token: str) -> dict[str, Any]:
-    return jwt.decode(token, options={"verify_signature": False})
 
 
 def revoke(
@@ -358,14 +335,13 @@ def test_without_the_database_nobody_is_told_that_a_token_was_revoked(
     """
     key = deployment.api_key().key
     token = token_for(http, key)
-    database = Path(deployment.settings.database_url.removeprefix("sqlite:///"))
-    away = database.rename(database.with_suffix(".away"))
+    away = database(deployment).rename(database(deployment).with_suffix(".away"))
 
     answer = revoke(http, key, token=token)
 
     assert (answer.status_code, answer.json()["code"]) == (503, "issuer_unavailable")
     assert int(answer.headers["retry-after"]) >= 1
-    away.rename(database)
+    away.rename(database(deployment))
     assert is_active(http, key, token)
     assert revoke(http, key, token=token).status_code == 200
     assert not is_active(http, key, token)

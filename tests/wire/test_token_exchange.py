@@ -1,13 +1,11 @@
 """POST /oauth/token, a resource server hands in its caller's API key.  RFC 8693 §2.1, §2.2."""
 
-import base64
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import jwt
 import pytest
 from starlette.testclient import TestClient
 
@@ -29,18 +27,12 @@ from support.deployment import (
     form,
 )
 from support.tokens import claims, signer
+from support.wire import LIFETIME, MANAGEMENT, basic, claims_of
 
-MANAGEMENT = f"{ISSUER}/v1"
-LIFETIME = 600
 SUBJECT_TOKEN_TYPE = f"{ISSUER}/token-types/api-key"
 ADDRESS = "203.0.113.7"
 #: What differs from one token of a caller to its next.
 OF_THE_MOMENT = {"jti"}
-
-
-def basic(user: str, password: str) -> dict[str, str]:
-    text = base64.b64encode(f"{user}:{password}".encode()).decode()
-    return {"Authorization": f"Basic {text}"}
 
 
 @pytest.fixture
@@ -98,10 +90,6 @@ def refused(
     everything = answer.text + str(answer.headers)
     assert not [secret for secret in secrets if secret in everything]
     return body
-
-
-def claims_of(token: str) -> dict[str, Any]:
-    return jwt.decode(token, options={"verify_signature": False})
 
 
 def own_token(http: TestClient, key: str, **parameters: str) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """POST /oauth/token, when it works.  RFC 6749 §4.4, §5.1; RFC 9068 §2."""
 
-import base64
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from urllib.parse import urlencode
 
 import httpx2
@@ -12,8 +12,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from coatcheck.scope import Scopes
+from coatcheck.server.app import Service
 from coatcheck.server.manage import api_keys
 from coatcheck.server.manage.api_keys import Created
+from coatcheck.server.store import Store
 from support.deployment import (
     AUDIENCE,
     HOUR,
@@ -25,15 +27,7 @@ from support.deployment import (
     a_deployment,
     form,
 )
-
-FORM = "application/x-www-form-urlencoded"
-MANAGEMENT = f"{ISSUER}/v1"
-LIFETIME = 600
-
-
-def basic(user: str, password: str, scheme: str = "Basic") -> dict[str, str]:
-    text = base64.b64encode(f"{user}:{password}".encode()).decode()
-    return {"Authorization": f"{scheme} {text}"}
+from support.wire import FORM, LIFETIME, MANAGEMENT, basic
 
 
 def everything_encoded(text: str) -> str:
@@ -104,7 +98,11 @@ FORMS: dict[str, Credential] = {
 def test_every_form_of_credential_gets_a_token(
     http: TestClient, deployment: Deployment, credential: Credential
 ) -> None:
-    """OAuth libraries differ in where they put the secret; all of them work unchanged."""
+    """
+    T22, T25, T26: OAuth libraries differ in where they put the secret; all of them work unchanged.
+
+    RFC 6749 §2.3.1; RFC 9110 §11.1.
+    """
     made = deployment.api_key("widgets:read")
     headers, extra = credential(made.api_key.id, made.key)
 
@@ -297,7 +295,7 @@ def test_exactly_the_asked_scopes_are_granted(
     expected: str,
 ) -> None:
     """
-    The answer names the asked set as it was asked: requests-oauthlib raises when it differs.
+    T10: the answer names the asked set as it was asked: requests-oauthlib raises when it differs.
 
     RFC 6749 §3.3; §3.2: a parameter without value counts as omitted.
     """
@@ -408,7 +406,11 @@ IGNORED = {
 def test_an_unknown_parameter_changes_nothing(
     http: TestClient, deployment: Deployment, extra: dict[str, str]
 ) -> None:
-    """RFC 6749 §3.2: unrecognized parameters are ignored; claims come from the record alone."""
+    """
+    T7, T8: unrecognized parameters are ignored; claims come from the record alone.
+
+    RFC 6749 §3.2; RFC 9068 §5.
+    """
     key = deployment.api_key("widgets:read").key
     _, plain = read(http, ask(http, key))
 
@@ -457,7 +459,7 @@ def test_spellings_of_headers_make_no_difference(
     http: TestClient, deployment: Deployment, headers: dict[str, str]
 ) -> None:
     """
-    Java and Authlib add a charset; media types ignore letter case.  The answer is always JSON.
+    T34, T52: Java and Authlib add a charset; media types ignore letter case; the answer is JSON.
 
     RFC 9110 §8.3.1, §12.5.1; RFC 6749 appendix B.
     """
@@ -482,13 +484,51 @@ FOREIGN = {
 def test_the_issuer_never_comes_from_the_request(
     http: TestClient, deployment: Deployment, headers: dict[str, str]
 ) -> None:
-    """Whoever can choose the `iss` of a token can have it trusted elsewhere.  RFC 8414 §6.2."""
+    """
+    T47: whoever can choose the `iss` of a token can have it trusted elsewhere.
+
+    RFC 8414 §6.2; GHSA-86qp-5c8j-p5mr.
+    """
     key = deployment.api_key().key
 
     answer = http.post("/oauth/token", data=form(key), headers=headers)
 
     _, claims = read(http, answer)
     assert (claims["iss"], claims["aud"]) == (ISSUER, AUDIENCE)
+
+
+# --- loading
+
+
+class CountingStore:
+    """A store that counts how often the signing keys are read from it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.loads = 0
+
+    def signing_keys(self) -> object:
+        self.loads += 1
+        return self._store.signing_keys()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+
+def test_the_signing_keys_are_loaded_once_for_everybody(deployment: Deployment) -> None:
+    """T51: unsealing takes its time; thirty-two first callers wait for it together, at most."""
+    key = deployment.api_key().key
+    store = CountingStore(deployment.store)
+    service = Service(deployment.settings, cast("Store", store), deployment.clock)
+
+    with (
+        TestClient(service, base_url=ISSUER) as http,
+        ThreadPoolExecutor(32) as threads,
+    ):
+        answers = list(threads.map(lambda _: ask(http, key).status_code, range(32)))
+
+    assert set(answers) == {200}
+    assert store.loads == 1
 
 
 # --- counting

@@ -61,14 +61,14 @@ UNFIT: dict[str, Callable[[], object]] = {
 
 @pytest.mark.parametrize("unfit", UNFIT.values(), ids=UNFIT)
 def test_an_unfit_key_is_left_out_and_the_others_count(unfit: Callable[[], object]) -> None:
-    """RFC 7517 §4 and §5: one bad key must neither be used nor take the set down with it."""
+    """V39: one bad key must neither be used nor take the set down with it.  RFC 7517 §4 and §5."""
     body = as_json({"keys": [signer(kid="before").jwk(), unfit(), signer(kid="after").jwk()]})
 
     assert set(parse(body)) == {"before", "after"}
 
 
 def test_of_two_keys_with_one_name_none_counts() -> None:
-    """RFC 7517 §4.5: they should be distinct; picking one would be a guess (Wycheproof)."""
+    """V39: RFC 7517 §4.5: they should be distinct; picking one would be a guess (Wycheproof)."""
     twice = (signer(kid="twice"), signer("EdDSA", "twice"))
     body = key_set(*(one.jwk() for one in (*twice, signer(kid="once"))))
 
@@ -104,7 +104,7 @@ NO_SETS = {
 
 @pytest.mark.parametrize("body", NO_SETS.values(), ids=NO_SETS)
 def test_what_is_no_key_set_is_refused_as_a_whole(body: bytes) -> None:
-    """The last good set is worth more than a page from a captive portal."""
+    """V40: the last good set is worth more than a page from a captive portal."""
     with pytest.raises(UnfitKeySet):
         parse(body)
 
@@ -218,7 +218,7 @@ def test_a_failed_first_fetch_is_our_trouble_and_is_tried_again_soon(
 def test_ten_thousand_random_kids_make_one_fetch(
     cache: KeySet, issuer: Issuer, clock: SetClock
 ) -> None:
-    """CVE-2026-48524: whoever invents kids must not reach the issuer through us."""
+    """V9: whoever invents kids must not reach the issuer through us.  CVE-2026-48524."""
     find(cache)
     clock.now += JWKS_COOLDOWN
     for number in range(10_000):
@@ -232,7 +232,7 @@ def test_ten_thousand_random_kids_make_one_fetch(
 def test_a_new_signing_key_is_found_by_its_first_token(
     cache: KeySet, issuer: Issuer, clock: SetClock
 ) -> None:
-    """A rotation in a hurry: an unknown kid asks once, as soon as the cool-down allows."""
+    """V9, V41: a rotation in a hurry: an unknown kid asks once, as soon as the cool-down allows."""
     find(cache)
     issuer.body = key_set(signer().jwk(), signer(kid="second").jwk())
     with pytest.raises(UnknownSigningKey):

@@ -1,12 +1,14 @@
 """Project Wycheproof's vectors for JWS, JWK and the three algorithms, through our own functions.
 
+They lie beside the project, or where COATCHECK_TEST_VECTORS says.
+
 The vectors are no access tokens, so they enter at the level of the signature: key set, steps 1
 and 2 (form and header), steps 4 to 6 (signing key, algorithm, signature).
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,11 +17,16 @@ import pytest
 from coatcheck.verifier import VerifierError, check, keyset
 from support.tokens import as_json, base64url
 
-FOLDER: Final = Path(
-    os.environ.get("COATCHECK_TEST_VECTORS") or Path(__file__).parents[4] / "shared" / "wycheproof"
-)
-pytestmark = pytest.mark.skipif(
-    not FOLDER.is_dir(), reason=f"no vectors in {FOLDER}: set COATCHECK_TEST_VECTORS"
+
+def folder_of(environment: Mapping[str, str]) -> Path:
+    """Where the vectors lie."""
+    beside_us = Path(__file__).parents[4] / "shared" / "wycheproof"
+    return Path(environment.get("COATCHECK_TEST_VECTORS") or beside_us)
+
+
+FOLDER: Final = folder_of(os.environ)
+needs_vectors = pytest.mark.skipif(
+    not FOLDER.is_dir(), reason="no vectors: set COATCHECK_TEST_VECTORS"
 )
 
 RAW_FILES: Final = {
@@ -29,6 +36,11 @@ RAW_FILES: Final = {
     "rsa_signature_3072_sha256_test.json": ("RS256", "keyJwk"),
     "rsa_signature_4096_sha256_test.json": ("RS256", "keyJwk"),
 }
+
+JWS_FILE: Final = "json_web_signature_test.json"
+JWK_FILE: Final = "json_web_key_test.json"
+#: Files that may lie there and are not for us → why.
+NOT_OURS: Final[dict[str, str]] = {}
 
 
 def groups(file: str) -> Iterator[dict[str, Any]]:
@@ -58,10 +70,26 @@ def jwk_of(public: dict[str, str]) -> dict[str, str]:
     return {"kty": "EC", "crv": "P-256", "x": x, "y": y}
 
 
+def test_the_vectors_may_lie_anywhere(tmp_path: Path) -> None:
+    """Whoever checks us out alone keeps them elsewhere; a setting without value is none."""
+    assert folder_of({"COATCHECK_TEST_VECTORS": str(tmp_path)}) == tmp_path
+    assert folder_of({"COATCHECK_TEST_VECTORS": ""}) == folder_of({})
+    assert folder_of({}).parts[-2:] == ("shared", "wycheproof")
+
+
+@needs_vectors
+def test_every_file_of_vectors_is_used() -> None:
+    """A file that nobody reads finds nothing."""
+    there = {path.name for path in FOLDER.glob("*.json")}
+
+    assert there - set(NOT_OURS) == {JWS_FILE, JWK_FILE, *RAW_FILES}
+
+
+@needs_vectors
 def test_json_web_signatures() -> None:
     """RFC 7515, RFC 7518: no invalid one passes, and each valid one of our algorithms does."""
     accepted = 0
-    for group in groups("json_web_signature_test.json"):
+    for group in groups(JWS_FILE):
         jwk = group.get("public") or group["private"]
         for vector in group["tests"]:
             expected = vector["result"] == "valid" and is_ours(jwk)
@@ -71,10 +99,11 @@ def test_json_web_signatures() -> None:
     assert accepted >= 10
 
 
+@needs_vectors
 def test_json_web_keys() -> None:
-    """RFC 7517: which key of a set may be used, ROCA and ambiguous names included."""
+    """V39: RFC 7517: which key of a set may be used, ROCA and ambiguous names included."""
     accepted = 0
-    for group in groups("json_web_key_test.json"):
+    for group in groups(JWK_FILE):
         keys = (group.get("public") or group["private"])["keys"]
         for vector in group["tests"]:
             expected = vector["result"] == "valid" and any(map(is_ours, keys))
@@ -84,9 +113,10 @@ def test_json_web_keys() -> None:
     assert accepted == 1
 
 
+@needs_vectors
 @pytest.mark.parametrize("file", RAW_FILES)
 def test_signatures(file: str) -> None:
-    """RFC 7518 §3.3 and §3.4, RFC 8032 §5.1.7, RFC 8017 §8.2.2."""
+    """V31, V32, V34, V35: RFC 7518 §3.3 and §3.4, RFC 8032 §5.1.7, RFC 8017 §8.2.2."""
     algorithm, member = RAW_FILES[file]
     accepted = 0
     for group in groups(file):
@@ -113,9 +143,10 @@ def test_signatures(file: str) -> None:
     assert accepted >= 5
 
 
+@needs_vectors
 def test_a_vector_that_passes_would_pass_in_a_token_too() -> None:
     """The helper above reads a JWS as the verifier does: a changed header no longer fits."""
-    group = next(g for g in groups("json_web_signature_test.json") if g["comment"] == "es256")
+    group = next(g for g in groups(JWS_FILE) if g["comment"] == "es256")
     good = next(v["jws"] for v in group["tests"] if v["result"] == "valid")
     header = as_json({"alg": "ES256", "kid": group["public"]["kid"], "x": 1})
 

@@ -7,6 +7,7 @@ pages are ordinary Starlette.
 import asyncio
 import gc
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -276,8 +277,25 @@ def create() -> Service:
     Raises:
         As `Service`; also BadSettings.
     """
+    _end_with_supervisor()
     settings = Settings.load(os.environ)
     return Service(settings, open_store(settings.database_url), clock_of(settings))
+
+
+def _end_with_supervisor() -> None:
+    """End when the process that started this worker is gone, however it ended.
+
+    A worker that stayed behind would hold the port, and the service could not come back.
+    """
+    supervisor = multiprocessing.parent_process()
+    if supervisor is None:
+        return
+
+    def wait() -> None:
+        supervisor.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="coatcheck-supervisor", daemon=True).start()
 
 
 def _server_error(error: Exception) -> Reply:

@@ -36,7 +36,10 @@ _BROKEN_PERCENT: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 #: RFC 8707 §2 and RFC 8693 §2.1 let these two be repeated; no other parameter may be.
 _REPEATABLE: Final = frozenset({"resource", "audience"})
 _COMPARED: Final = frozenset(
-    {"scope", "client_id", "client_secret", "token", "subject_token", *_REPEATABLE}
+    {
+        *("scope", "client_id", "client_secret", "token", "token_type_hint", "subject_token"),
+        *_REPEATABLE,
+    }
 )
 #: RFC 6749 §2.3.1: credentials never in the URI.  Named so that other query parameters pass.
 _SECRET_PARAMETERS: Final = frozenset(

@@ -214,7 +214,10 @@ def bad_subject(refusal: Refusal | Exception) -> OAuthError:
     error = from_refusal(refusal)
     if error.error in _OF_THE_RESOURCE:
         return error
-    return OAuthError("invalid_request", error.code, error.text)
+    # The caller sent it to an API, where nothing is called client_secret.
+    is_unknown = refusal.reason is Reason.API_KEY_UNKNOWN
+    text = "No such API key. Check which key is configured." if is_unknown else error.text
+    return OAuthError("invalid_request", error.code, text)
 
 
 def _tellable(scope: str) -> str:

@@ -1168,24 +1168,13 @@ def test_without_a_signing_key_no_token_is_made(http: TestClient, deployment: De
 # --- whatever comes in
 
 
-def raw(
-    service: Service,
-    *,
+def a_scope(
     path: str = "/oauth/token",
     headers: Sequence[tuple[bytes, bytes]] = ((b"content-type", FORM.encode()),),
-    body: bytes = b"",
     query: bytes = b"",
-) -> tuple[int, dict[bytes, bytes], bytes]:
-    """A POST of these very bytes, which no HTTP client would send: status, headers, body."""
-    sent: list[Mapping[str, Any]] = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async def send(message: Mapping[str, Any]) -> None:
-        sent.append(message)
-
-    scope = {
+) -> dict[str, Any]:
+    """A POST that no HTTP client would send, as ASGI has it."""
+    return {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
@@ -1199,7 +1188,26 @@ def raw(
         "client": (GUESSER, 1234),
         "server": ("127.0.0.1", 8000),
     }
-    asyncio.run(service(scope, receive, send))
+
+
+def raw(
+    service: Service,
+    *,
+    path: str = "/oauth/token",
+    headers: Sequence[tuple[bytes, bytes]] = ((b"content-type", FORM.encode()),),
+    body: bytes = b"",
+    query: bytes = b"",
+) -> tuple[int, dict[bytes, bytes], bytes]:
+    """A POST of these very bytes: status, headers, body."""
+    sent: list[Mapping[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Mapping[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(service(a_scope(path, headers, query), receive, send))
     start, *rest = sent
     return start["status"], dict(start["headers"]), b"".join(part["body"] for part in rest)
 
@@ -1275,10 +1283,17 @@ def test_whatever_comes_in_the_answer_keeps_its_form(
         value = text.replace(b"Basic KEY:", b"Basic " + basic_key).replace(b"KEY", key)
         headers.append((b"authorization", value))
 
-    status, sent, answer = raw(
-        patient.service, headers=headers, body=body.replace(b"KEY", key), query=query
-    )
+    body = body.replace(b"KEY", key)
+    status, sent, answer = raw(patient.service, headers=headers, body=body, query=query)
+    short = patient.service.reply_now(a_scope(headers=headers, query=query), body)
 
+    # The listener's short way is the same way.
+    assert short is not None
+    assert (short.status, {**dict(short.headers), b"content-length": b"%d" % len(answer)}) == (
+        status,
+        sent,
+    )
+    assert short.body == answer or status == 200
     assert status < 500
     assert sent[b"content-type"] == b"application/json"
     assert sent[b"cache-control"] == b"no-store"

@@ -5,12 +5,13 @@ VENV := .venv
 FUZZ_SECONDS ?= 3600
 READY := $(VENV)/.ready
 
-.PHONY: run test fuzz lint demo bench lock clean help
+.PHONY: run test fuzz mutants lint demo bench lock clean help
 
 help:
 	@echo "make run    start Coatcheck with an example API and print commands to paste"
 	@echo "make test   run all tests"
 	@echo "make fuzz   an hour of made-up requests and tokens; FUZZ_SECONDS=600 for less"
+	@echo "make mutants  change the verifier's checks one by one: does a test notice?"
 	@echo "make lint   ruff, format check and mypy"
 	@echo "make demo   the whole story as a transcript, with real clients"
 	@echo "make bench  cost per token and per verification, as ratios"
@@ -35,6 +36,9 @@ test: $(READY)
 
 fuzz: $(READY)
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(VENV)/bin/python -m pytest --show-capture=no tests/fuzz
+
+mutants: $(READY)
+	PYTHONPATH=tests nice -n 10 $(VENV)/bin/python -m mutation
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

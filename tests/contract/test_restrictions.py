@@ -4,7 +4,7 @@ The tables here run over RESTRICTIONS; a new one gets these tests by its line th
 """
 
 import json
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any, NoReturn
 
 import pytest
@@ -18,6 +18,7 @@ from coatcheck.restrictions import (
     RESTRICTIONS,
     Allowance,
     Ask,
+    Reason,
     Refusal,
     Restriction,
     Situation,
@@ -318,3 +319,80 @@ def test_without_the_right_secret_and_id_every_state_looks_the_same(
 
     assert refusal_of(record, secret + "x") == "api_key_unknown"
     assert refusal_of(record, secret, client_id) == "api_key_unknown"
+
+
+# --- letter by letter
+
+FIRST = {"environment": False, "audience": False, "scope": False}
+
+
+def test_each_restriction_has_its_name_and_its_claim_for_ever() -> None:
+    """Tokens that are out there carry both; verifiers of other languages read the claims.
+
+    Those of the first release need not be enforced by more than the registered claims.
+    """
+    allowance = Allowance("key_1", "org_1", "live", ("urn:c",), Scopes.parse("read@X/#"), NOW)
+    claims: dict[str, object] = {}
+    for restriction in RESTRICTIONS:
+        claims |= restriction.to_claim(allowance)
+
+    assert {one.name: one.must for one in RESTRICTIONS}.items() >= FIRST.items()
+    assert claims.items() >= {"env": "live", "aud": "urn:c", "scope": "read@X/#"}.items()
+
+
+REFUSED: dict[str, tuple[str, Ask, Refusal]] = {
+    "another environment": (
+        "environment",
+        Ask("urn:a", "test", None),
+        Refusal(Reason.WRONG_ENVIRONMENT, allowed=("urn:a", "urn:b")),
+    ),
+    "another audience": (
+        "audience",
+        Ask("urn:c", None, None),
+        Refusal(Reason.INVALID_TARGET, allowed=("urn:a", "urn:b")),
+    ),
+    "another scope": (
+        "scope",
+        Ask("urn:a", None, Scopes.parse("write read@X/1 coatcheck:operator")),
+        Refusal(Reason.INSUFFICIENT_SCOPE, scopes=Scopes.parse("write coatcheck:operator")),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "ask", "expected"), REFUSED.values(), ids=REFUSED)
+def test_a_refusal_says_what_was_missing_or_could_be_asked_for(
+    name: str, ask: Ask, expected: Refusal
+) -> None:
+    """The caller learns what to change; the audit learns which rule it was."""
+    (restriction,) = (one for one in RESTRICTIONS if one.name == name)
+
+    with pytest.raises(Refusal) as refused:
+        restriction.narrow(NARROW, ask)
+
+    assert vars(refused.value) == vars(expected)
+    assert str(refused.value) == expected.reason.value
+
+
+def test_the_words_of_the_audit_stay_as_they_are() -> None:
+    """Somebody searches for them, years later."""
+    assert {reason.value for reason in Reason} >= {
+        *("api_key_unknown", "api_key_revoked", "api_key_expired", "api_key_disabled"),
+        *("api_key_replaced", "org_suspended", "invalid_scope", "insufficient_scope"),
+        *("invalid_target", "several_targets", "wrong_environment", "not_a_caller"),
+        "not_in_query",
+    }
+    assert all(reason.value == reason.name.lower() for reason in Reason)
+
+
+def test_a_refusal_keeps_its_date() -> None:
+    """An API key that ended is told when."""
+    assert Refusal(Reason.API_KEY_REVOKED, at=NOW).at == NOW
+    assert Refusal(Reason.API_KEY_REVOKED).at is None
+    assert Refusal(Reason.API_KEY_REVOKED).allowed == ()
+
+
+@pytest.mark.parametrize("value", [NARROW, Ask("urn:a", None, None), Situation()], ids=type)
+def test_what_was_decided_cannot_be_changed_afterwards(value: Any) -> None:
+    """Each step relies on the one before."""
+    with pytest.raises(FrozenInstanceError):
+        setattr(value, fields(value)[0].name, "changed")

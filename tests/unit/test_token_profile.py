@@ -1,5 +1,6 @@
 """`coatcheck.token_profile`: what may be signed.  RFC 9068 §2, RFC 7519 §4.1."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -184,3 +185,57 @@ def test_an_audience_is_one_word_of_a_list(text: str) -> None:
     """Audiences are stored with one blank between them."""
     if token_profile.is_audience(text):
         assert text.split() == [text]
+
+
+# --- to the character and to the second
+
+
+def test_the_names_of_algorithms_and_types_are_those_of_the_rfcs() -> None:
+    """RFC 7518 §3.1, RFC 8037 §3.1, RFC 9068 §2.1: others compare them letter by letter."""
+    assert token_profile.ALGORITHMS == ("ES256", "RS256", "EdDSA")
+    assert token_profile.TYPES == ("at+jwt", "JWT")
+
+
+@pytest.mark.parametrize(("left_s", "lives_s"), [(1, 1), (599, 599), (600, 600), (601, 600)])
+def test_an_api_key_that_ends_soon_has_tokens_until_then(left_s: int, lives_s: int) -> None:
+    """The last second of an API key is worth a token of one second."""
+    checked = check(claims(), ends_at=NOW + left_s).at(NOW, as_of=17, token_id=TOKEN_ID)
+
+    assert checked.expires_in_s == lives_s
+    assert json.loads(checked.payload)["exp"] == NOW + lives_s
+
+
+@pytest.mark.parametrize("left_s", [0, -1, -600])
+def test_an_api_key_that_has_ended_has_no_tokens(left_s: int) -> None:
+    """`exp` would not be after `iat`."""
+    with pytest.raises(UnfitClaims, match="have ended"):
+        check(claims(), ends_at=NOW + left_s).at(NOW, as_of=17, token_id=TOKEN_ID)
+
+
+def test_the_longest_payload_has_2462_bytes() -> None:
+    """3,283 characters; with 128 for a header, 683 for a signature and two dots they are 4,096.
+
+    Not one less: an edit that is refused because of a token that would fit is a mistake.
+    """
+    room = 2462 - len(check(claims(scope="")).at(NOW, as_of=2**63 - 1, token_id=TOKEN_ID).payload)
+    longest = check(claims(scope="x" * room)).at(NOW, as_of=2**63 - 1, token_id=TOKEN_ID)
+
+    assert len(longest.payload) == 2462
+    assert longest_token(longest.payload) <= 128 + 1 + 3283 + 1 + 683 == 4096
+    with pytest.raises(UnfitClaims, match="longer than 4096 bytes"):
+        check(claims(scope="x" * (room + 1)))
+
+
+def test_an_audience_consists_of_what_needs_no_escape_anywhere() -> None:
+    """RFC 6749 §5.2, RFC 8707 §2: every character, one by one."""
+    allowed = {chr(code) for code in range(0x21, 0x7F)} - set('"\\#')
+
+    assert {chr(code) for code in range(0x200) if token_profile.is_audience(chr(code))} == allowed
+
+
+def test_checked_terms_cannot_be_changed_afterwards() -> None:
+    """They are kept and signed again and again."""
+    terms = check(claims())
+
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        terms.lifetime_s = 86_400  # type: ignore[misc]

@@ -4,6 +4,7 @@
 check that moves by one is noticed.
 """
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from coatcheck import feed_profile
 from coatcheck.verifier import IssuerUnavailable, TokenRevoked, UnknownSigningKey
 from coatcheck.verifier import changes as module
 from coatcheck.verifier.changes import (
@@ -25,7 +27,7 @@ from coatcheck.verifier.changes import (
     read,
     read_source,
 )
-from support.tokens import ISSUER, NOW, SetClock, as_json, changed, claims, signer
+from support.tokens import ISSUER, NOW, SetClock, as_json, base64url, changed, claims, signer
 
 FEED_URL = f"{ISSUER}/oauth/revocations"
 DOCUMENT_URL = f"{ISSUER}/.well-known/coatcheck"
@@ -157,6 +159,32 @@ def test_what_is_known_is_what_the_last_feed_said_and_when_the_freshest_was_sign
 
 
 # What it means for a token
+
+
+@pytest.mark.parametrize("of", ["key_0FvQ2uWwXk3sT1bL9cZp4E", "*", "", "\u00e9"])
+def test_a_subject_is_96_bits_of_a_digest(of: str) -> None:
+    """Contract: base64url(SHA-256(id))[:16], as a follower in any language works it out."""
+    digest = hashlib.sha256(of.encode()).digest()[:12]
+
+    assert feed_profile.subject(of) == base64url(digest)
+    assert len(feed_profile.subject(of)) == 16
+
+
+def test_the_words_and_limits_of_a_feed_are_the_contracts() -> None:
+    """Both sides, and other people's followers, rely on them."""
+    assert (feed_profile.TYPE, feed_profile.EVERYTHING) == ("revocations+jwt", "*")
+    assert (feed_profile.MOST_TOKENS, feed_profile.MOST_API_KEYS) == (16, 1000)
+    assert feed_profile.MAX_ENTRIES_BYTES == 262_144
+
+
+def test_a_token_hangs_on_all_of_its_subjects() -> None:
+    """Its API key, organization, project, group, signing key, `jti`, and everything."""
+    about = vouched(17, sub="a", org_id="b", project_id="c", group="d", jti="e").subjects
+
+    assert set(about) == {
+        feed_profile.subject(of) for of in ("a", "b", "c", "d", "e", "first", "*")
+    }
+    assert vouched(17).subjects == vouched(18).subjects
 
 
 def vouched(as_of: int, **changes: object) -> Vouched:

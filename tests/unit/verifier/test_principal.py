@@ -115,3 +115,22 @@ def test_starlette_finds_what_it_expects_of_a_user() -> None:
 
     assert who.is_authenticated
     assert who.display_name == who.identity == "key_1"
+
+
+def test_an_answer_is_yes_or_no_and_nothing_between() -> None:
+    """It ends up in JSON, and in comparisons."""
+    who = principal()
+
+    assert who.allows("widgets:read") is True
+    assert who.allows("widgets:write") is False
+    assert who.allows("widgets:read", "") is False
+
+
+def test_who_somebody_is_does_not_depend_on_who_asks() -> None:
+    """Two resource servers, one caller: equal, and with one text."""
+    here, elsewhere = principal(), dataclasses.replace(principal(), protection=Protection("other"))
+
+    assert here == elsewhere
+    assert repr(here) == repr(elsewhere)
+    assert here != principal("widgets:read")
+    assert here != dataclasses.replace(here, claims={"secret": "another"})

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import CodeType
-from typing import Final
+from typing import Final, NamedTuple
 
 _FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
 #: `# 4 to 6`: the numbers of the steps that the statements below this comment take.
@@ -308,6 +308,17 @@ class _Around:
         return self.ancestors[-1]
 
 
+class _Named(NamedTuple):
+    """A node in place of another, where one of the two lines would be too long."""
+
+    node: ast.AST
+    was: str
+    becomes: str
+
+
+_Alternatives = Iterator[ast.AST | _Named]
+
+
 class _Finder:
     """Walks through a module and makes the mutants of each node."""
 
@@ -315,7 +326,7 @@ class _Finder:
         self._source = source
         self._left_out = left_out
         self._names = Counter[tuple[str, str, str]]()
-        self._alternatives: dict[type[ast.AST], Callable[[ast.AST, _Around], Iterator[ast.AST]]] = {
+        self._alternatives: dict[type[ast.AST], Callable[[ast.AST, _Around], _Alternatives]] = {
             kind: method
             for kinds, method in (
                 ((ast.If,), self._of_if),
@@ -398,16 +409,17 @@ class _Finder:
                 return argument in _INDIFFERENT
         return False
 
-    def _mutant(self, place: Edit, changed: ast.AST, around: _Around) -> Mutant:
+    def _mutant(self, place: Edit, alternative: ast.AST | _Named, around: _Around) -> Mutant:
         before = place.node
-        shown = _shown(before, around)
+        changed = alternative.node if isinstance(alternative, _Named) else alternative
         edit = Edit(place.parent, place.field, place.index, changed)
-        was = _line(shown)
-        if shown is before:
-            becomes = _line(changed)
+        if isinstance(alternative, _Named):
+            was, becomes = alternative.was, alternative.becomes
         else:
+            shown = _shown(before, around)
+            was = _line(shown)
             edit.put(changed)
-            becomes = _line(shown)
+            becomes = _line(changed if shown is before else shown)
             edit.put(before)
         name = (around.function, was, becomes)
         self._names[name] += 1
@@ -427,12 +439,12 @@ class _Finder:
 
     # Statements.
 
-    def _of_if(self, node: ast.AST, around: _Around) -> Iterator[ast.AST]:
+    def _of_if(self, node: ast.AST, around: _Around) -> _Alternatives:
         assert isinstance(node, ast.If)
         for value in (False, True):
             yield ast.If(ast.Constant(value), node.body, node.orelse)
 
-    def _of_raise(self, node: ast.AST, around: _Around) -> Iterator[ast.AST]:
+    def _of_raise(self, node: ast.AST, around: _Around) -> _Alternatives:
         assert isinstance(node, ast.Raise)
         parent = around.parent
         if not (isinstance(parent, ast.If) and parent.body == [node] and not parent.orelse):
@@ -445,7 +457,7 @@ class _Finder:
         elif (other := _other_error(node.exc)) is not None:
             yield ast.Raise(other, node.cause)
 
-    def _of_call_statement(self, node: ast.AST, around: _Around) -> Iterator[ast.AST]:
+    def _of_call_statement(self, node: ast.AST, around: _Around) -> _Alternatives:
         assert isinstance(node, ast.Expr)
         is_super = any(
             isinstance(inner, ast.Name) and inner.id == "super" for inner in ast.walk(node)
@@ -456,7 +468,7 @@ class _Finder:
         elif isinstance(node.value, ast.Call | ast.Await):
             yield ast.Pass()
 
-    def _of_assignment(self, node: ast.AST, around: _Around) -> Iterator[ast.AST]:
+    def _of_assignment(self, node: ast.AST, around: _Around) -> _Alternatives:
         assert isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign)
         if not around.function:
             return
@@ -468,10 +480,10 @@ class _Finder:
         elif is_member and node.value is not None:
             yield ast.Pass()
 
-    def _dropped(self, node: ast.AST, around: _Around) -> Iterator[ast.AST]:
+    def _dropped(self, node: ast.AST, around: _Around) -> _Alternatives:
         yield ast.Pass()
 
-    def _of_return(self, node: ast.AST, around: _Around) -> Iterator[ast.AST]:
+    def _of_return(self, node: ast.AST, around: _Around) -> _Alternatives:
         assert isinstance(node, ast.Return)
         if node.value is None:
             return
@@ -482,67 +494,69 @@ class _Finder:
         if is_bool and not isinstance(node.value, ast.Constant):
             yield ast.Return(ast.Constant(value=True))
 
-    def _of_loop(self, node: ast.AST, around: _Around) -> Iterator[ast.AST]:
+    def _of_loop(self, node: ast.AST, around: _Around) -> _Alternatives:
         assert isinstance(node, ast.For | ast.AsyncFor)
         changed = copy.copy(node)
         changed.iter = ast.Tuple([], ast.Load())
         yield changed
 
-    def _of_handler(self, node: ast.AST, around: _Around) -> Iterator[ast.AST]:
+    def _of_handler(self, node: ast.AST, around: _Around) -> _Alternatives:
         assert isinstance(node, ast.ExceptHandler)
         kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [ast.Constant(None)]
         for kind in kinds:
             left = [other for other in kinds if other is not kind]
             yield ast.ExceptHandler(ast.Tuple(left, ast.Load()), node.name, node.body)
 
-    def _of_case(self, node: ast.AST, around: _Around) -> Iterator[ast.AST]:
+    def _of_case(self, node: ast.AST, around: _Around) -> _Alternatives:
         assert isinstance(node, ast.match_case)
         yield ast.match_case(node.pattern, ast.Constant(value=False), node.body)
 
     # Expressions.
 
-    def _of_comprehension(self, node: ast.AST, around: _Around) -> Iterator[ast.AST]:
+    def _of_comprehension(self, node: ast.AST, around: _Around) -> _Alternatives:
         assert isinstance(node, ast.comprehension)
         for value in (True, False) if node.ifs else ():
             yield ast.comprehension(
                 node.target, node.iter, [ast.Constant(value)], is_async=node.is_async
             )
 
-    def _of_comparison(self, node: ast.AST, around: _Around) -> Iterator[ast.AST]:
+    def _of_comparison(self, node: ast.AST, around: _Around) -> _Alternatives:
         assert isinstance(node, ast.Compare)
         for index, operator in enumerate(node.ops):
             operators = [*node.ops]
             operators[index] = _COMPARISONS[type(operator)]()
             yield ast.Compare(node.left, operators, node.comparators)
 
-    def _of_bool_op(self, node: ast.AST, around: _Around) -> Iterator[ast.AST]:
+    def _of_bool_op(self, node: ast.AST, around: _Around) -> _Alternatives:
         assert isinstance(node, ast.BoolOp)
         yield ast.BoolOp(ast.Or() if isinstance(node.op, ast.And) else ast.And(), node.values)
-        for index in range(len(node.values)):
+        for index, operand in enumerate(node.values):
             left = node.values[:index] + node.values[index + 1 :]
-            yield left[0] if len(left) == 1 else ast.BoolOp(node.op, left)
+            changed = left[0] if len(left) == 1 else ast.BoolOp(node.op, left)
+            word = "and" if isinstance(node.op, ast.And) else "or"
+            yield _Named(changed, f"{word} {ast.unparse(operand)}", "nothing")
 
-    def _of_unary(self, node: ast.AST, around: _Around) -> Iterator[ast.AST]:
+    def _of_unary(self, node: ast.AST, around: _Around) -> _Alternatives:
         assert isinstance(node, ast.UnaryOp)
         yield node.operand
 
-    def _of_binary(self, node: ast.AST, around: _Around) -> Iterator[ast.AST]:
+    def _of_binary(self, node: ast.AST, around: _Around) -> _Alternatives:
         assert isinstance(node, ast.BinOp)
         yield ast.BinOp(node.left, _OPERATORS[type(node.op)](), node.right)
 
-    def _of_if_expression(self, node: ast.AST, around: _Around) -> Iterator[ast.AST]:
+    def _of_if_expression(self, node: ast.AST, around: _Around) -> _Alternatives:
         assert isinstance(node, ast.IfExp)
         yield node.body
         yield node.orelse
 
-    def _of_list(self, node: ast.AST, around: _Around) -> Iterator[ast.AST]:
+    def _of_list(self, node: ast.AST, around: _Around) -> _Alternatives:
         assert isinstance(node, ast.Tuple)
         is_registry = not around.function and isinstance(around.parent, ast.AnnAssign)
         for index, element in enumerate(node.elts if is_registry else ()):
             if not isinstance(element, ast.Constant):
                 yield ast.Tuple(node.elts[:index] + node.elts[index + 1 :], ast.Load())
 
-    def _of_constant(self, node: ast.AST, around: _Around) -> Iterator[ast.AST]:
+    def _of_constant(self, node: ast.AST, around: _Around) -> _Alternatives:
         assert isinstance(node, ast.Constant)
         value = node.value
         if isinstance(value, bool):
@@ -558,7 +572,7 @@ class _Finder:
         elif isinstance(value, str) and not (around.is_raised and " " in value):
             yield ast.Constant(value + "X")
 
-    def _of_call(self, node: ast.AST, around: _Around) -> Iterator[ast.AST]:
+    def _of_call(self, node: ast.AST, around: _Around) -> _Alternatives:
         assert isinstance(node, ast.Call)
         function = node.func
         if isinstance(function, ast.Name) and function.id in _FUNCTIONS_SWAPPED:
@@ -577,7 +591,7 @@ class _Finder:
                 left = node.keywords[:index] + node.keywords[index + 1 :]
                 yield ast.Call(function, node.args, left)
 
-    def _of_attribute(self, node: ast.AST, around: _Around) -> Iterator[ast.AST]:
+    def _of_attribute(self, node: ast.AST, around: _Around) -> _Alternatives:
         assert isinstance(node, ast.Attribute)
         if isinstance(node.value, ast.Name) and node.value.id == "Reason":
             other = "API_KEY_UNKNOWN" if node.attr == "ORG_SUSPENDED" else "ORG_SUSPENDED"

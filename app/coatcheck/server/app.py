@@ -198,9 +198,6 @@ class Service:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         _on_signals(self._feed.stop)
-        # What was made until now stays for good: the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
         tasks = [
             asyncio.create_task(self._flush_usage()),
             asyncio.create_task(self._feed.follow()),
@@ -279,7 +276,11 @@ def create() -> Service:
     """
     _end_with_supervisor()
     settings = Settings.load(os.environ)
-    return Service(settings, open_store(settings.database_url), clock_of(settings))
+    service = Service(settings, open_store(settings.database_url), clock_of(settings))
+    # What was made until now stays for good: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    return service
 
 
 def _end_with_supervisor() -> None:

@@ -55,6 +55,9 @@ _OPERATORS: Final[dict[type[ast.operator], type[ast.operator]]] = {
 }
 _FUNCTIONS_SWAPPED: Final = {"min": "max", "max": "min", "all": "any", "any": "all"}
 _METHODS_SWAPPED: Final = {"partition": "rpartition", "rpartition": "partition"}
+#: Characters of a mutant's line, and around what differs in a longer one.
+_LONGEST_LINE: Final = 100
+_CONTEXT: Final = 40
 #: Methods that return their object, somewhat changed.
 _METHODS_DROPPED: Final = frozenset(("lower", "strip", "lstrip", "removeprefix"))
 
@@ -421,6 +424,7 @@ class _Finder:
             edit.put(changed)
             becomes = _line(changed if shown is before else shown)
             edit.put(before)
+        was, becomes = _shortened(was, becomes)
         name = (around.function, was, becomes)
         self._names[name] += 1
         if self._names[name] > 1:
@@ -616,6 +620,29 @@ def _line(node: ast.AST) -> str:
         guard = "" if node.guard is None else f" if {ast.unparse(node.guard)}"
         return f"case {ast.unparse(node.pattern)}{guard}:"
     return ast.unparse(node).splitlines()[0]
+
+
+def _shortened(was: str, becomes: str) -> tuple[str, str]:
+    """Two long lines, cut down to where they differ."""
+    if max(len(was), len(becomes)) <= _LONGEST_LINE:
+        return was, becomes
+    begin = _alike(was, becomes)
+    end = _alike(was[begin:][::-1], becomes[begin:][::-1])
+
+    def cut(line: str) -> str:
+        left, right = max(begin - _CONTEXT, 0), len(line) - max(end - _CONTEXT, 0)
+        part = line[left:right]
+        if len(part) > _LONGEST_LINE:
+            part = f"{part[:_CONTEXT]}…{part[-_CONTEXT:]}"
+        return f"{'…' if left else ''}{part}{'…' if right < len(line) else ''}"
+
+    return cut(was), cut(becomes)
+
+
+def _alike(one: str, other: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _is_removed_check(before: ast.AST, changed: ast.AST) -> bool:

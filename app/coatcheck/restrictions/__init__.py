@@ -16,6 +16,7 @@ from coatcheck.restrictions.base import (
     Refuse,
     Restriction,
     Situation,
+    in_numbered_steps,
 )
 from coatcheck.restrictions.environment import EnvironmentRestriction
 from coatcheck.restrictions.scope import ScopeRestriction
@@ -39,4 +40,5 @@ __all__ = [
     "Refuse",
     "Restriction",
     "Situation",
+    "in_numbered_steps",
 ]

@@ -127,6 +127,10 @@ class Refuse(Protocol):
     def __call__(self, code: str) -> NoReturn: ...
 
 
+def in_numbered_steps(claims: Mapping[str, object], situation: Situation, refuse: Refuse) -> None:
+    """The check of a restriction whose claim every verifier checks anyway, ours step by step."""
+
+
 class Restriction(Protocol):
     """One way in which an API key, and each token made from it, is narrower than everything.
 

@@ -9,7 +9,7 @@ Source: RFC 6749 §3.3.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from coatcheck.restrictions.base import Allowance, Ask, Reason, Refusal, Refuse, Situation
+from coatcheck.restrictions.base import Allowance, Ask, Reason, Refusal, in_numbered_steps
 
 
 class ScopeRestriction:
@@ -26,6 +26,5 @@ class ScopeRestriction:
     def to_claim(self, allowance: Allowance) -> Mapping[str, object]:
         return {"scope": str(allowance.scopes)}
 
-    def check(self, claims: Mapping[str, object], situation: Situation, refuse: Refuse) -> None:
-        # Which scopes a call needs is the route's own knowledge: `Principal.require` asks.
-        return
+    # Which scopes a call needs is the route's own knowledge: `Principal.require` asks.
+    check = staticmethod(in_numbered_steps)

@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple, NewType, NoReturn, cast
 from cryptography.exceptions import InvalidSignature
 
 from coatcheck import base64url
-from coatcheck.restrictions import KNOWN, RESTRICTIONS, Situation
+from coatcheck.restrictions import KNOWN, RESTRICTIONS, Situation, in_numbered_steps
 from coatcheck.token_profile import MAX_TOKEN_BYTES, REQUIRED_CLAIMS, Algorithm
 from coatcheck.verifier import errors
 
@@ -51,7 +51,9 @@ _TEXTS: Final = frozenset(("iss", "sub", "client_id", "jti", "org_id", "env", "p
 
 _JSON_BLANKS: Final = " \t\r\n"  # RFC 8259 §2
 
-_CHECKS: Final = tuple(restriction.check for restriction in RESTRICTIONS)
+_CHECKS: Final = tuple(
+    restriction.check for restriction in RESTRICTIONS if restriction.check is not in_numbered_steps
+)
 
 #: The text of a token, after `form` looked at it.
 TokenText = NewType("TokenText", bytes)

@@ -153,6 +153,11 @@ def _numbers(steps: Iterable[str]) -> set[str]:
     }
 
 
+def _subject(mutant: Mutant) -> str:
+    """The function or constant that a mutant changes."""
+    return f"{mutant.place} {mutant.constant}"
+
+
 class _Run:
     """Trials, and what became of them."""
 
@@ -195,7 +200,8 @@ class _Run:
             self._outcomes[mutant] = Outcome("survived", "no test gets there")
             for jobs, tests in zip(rounds, asked, strict=True):
                 if tests:
-                    jobs.append(trial.imported(mutant, source, tests, known))
+                    noticing = self._noticing[_subject(mutant)]
+                    jobs.append(trial.imported(mutant, source, tests, known, noticing))
         self._take(rounds[0])
         survived = [one for one in mutants if self._outcomes[one].verdict == "survived"]
         if not self._is_near:
@@ -208,7 +214,7 @@ class _Run:
         for mutant in mutants:
             near = self._near[mutant.module]
             asked = [one for one in items if one.nodeid.startswith(near) or not self._is_near]
-            source, noticing = self._sources[mutant.module], self._noticing[mutant.place]
+            source, noticing = self._sources[mutant.module], self._noticing[_subject(mutant)]
             job = trial.called(mutant, source, asked, known, noticing)
             if job is None:
                 self._outcomes[mutant] = Outcome("survived", "no test gets there")
@@ -222,7 +228,7 @@ class _Run:
                 self._control = outcome
                 continue
             self._outcomes[job.mutant] = outcome
-            self._noticing[job.mutant.place].add(outcome.by)
+            self._noticing[_subject(job.mutant)].add(outcome.by)
             self._tried += 1
             if self._tried % 100 == 0:
                 passed_s = time.monotonic() - self._began

@@ -377,8 +377,18 @@ def control(sources: Sequence[Source], items: Sequence[pytest.Item], known: Reac
     return Job(None, work, 10 * sum(known.usual_s.values()) + 60)
 
 
-def imported(mutant: Mutant, source: Source, tests: Sequence[str], known: Reach) -> Job:
-    """The trial of a mutant that is evaluated at import.  Nobody has imported coatcheck yet."""
+def imported(
+    mutant: Mutant,
+    source: Source,
+    tests: Sequence[str],
+    known: Reach,
+    noticing: Collection[str],
+) -> Job:
+    """The trial of a mutant that is evaluated at import.  Nobody has imported coatcheck yet.
+
+    Args:
+        noticing: as in `called`, of the same constant.
+    """
     usual_s = known.usual_s
 
     def work() -> object:
@@ -390,7 +400,7 @@ def imported(mutant: Mutant, source: Source, tests: Sequence[str], known: Reach)
         def run(items: list[pytest.Item]) -> None:
             nonlocal outcome
             chosen = [item for item in items if item.nodeid in tests]
-            chosen.sort(key=lambda item: usual_s[item.nodeid])
+            chosen.sort(key=lambda item: (item.nodeid not in noticing, usual_s[item.nodeid]))
             outcome = _verdict(first_failure(chosen, usual_s))
 
         collect(files(tests), run)

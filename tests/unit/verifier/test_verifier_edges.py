@@ -240,10 +240,10 @@ def test_a_token_of_a_known_signing_key_never_waits_for_the_issuer(
     for number in range(3):
         assert face(verifier, token(jti=str(number)))
         while len(fetch.urls) < 2:  # Until the renewal is under way.
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 4
             time.sleep(0.002)
 
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 4
     assert len(fetch.urls) == 2
 
 
@@ -516,7 +516,7 @@ def test_an_exchange_that_takes_too_long_is_our_trouble(
         began = time.monotonic()
         with pytest.raises(IssuerUnavailable) as refused:
             authenticate(verifier)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 4
     verifier.close()
 
     assert refused.value.headers["Retry-After"] == "1"

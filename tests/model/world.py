@@ -551,7 +551,7 @@ class World:
         return token
 
     def _read(self, node: Node, text: str, api_key: ApiKey, secret: Secret, began: int) -> Token:
-        unverified = check.read(check.form(text), _expected(0))
+        unverified = check.read(text, _expected(0))
         signing_key = node.ring.last_known.get(unverified.header.kid)
         assert signing_key is not None
         signed = check.check_signed(unverified, _public(json.dumps(signing_key.public_jwk)))

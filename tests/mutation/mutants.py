@@ -139,7 +139,7 @@ class Source:
         return list(_Finder(self, left_out).found())
 
     def steps(self) -> dict[str, Mutant]:
-        """Every numbered step removed as a whole, by place and label, as `check.form 1a`."""
+        """Every numbered step removed as a whole, by place and label, as `check.read 1a`."""
         found = {}
         for name, function in _functions(self.tree):
             for label, statements in self._blocks(function):

@@ -1,5 +1,7 @@
 """`coatcheck.base64url`: one text for each row of bytes.  RFC 7515 §2, RFC 4648 §3."""
 
+import string
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,3 +39,23 @@ def test_what_is_not_its_one_spelling_is_refused(text: bytes) -> None:
     """Lengths that cannot be, unused bits that are set, characters of another alphabet."""
     with pytest.raises(ValueError, match=r"."):
         base64url.decode(text)
+
+
+#: RFC 4648 §5.
+ALPHABET = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
+
+
+def is_base64url(text: str) -> bool:
+    try:
+        base64url.decode(text.encode())
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("begun", "unused_bits"), [("A", 4), ("AA", 2), ("AAA", 0)])
+def test_the_unused_bits_of_the_last_character_are_zero(begun: str, unused_bits: int) -> None:
+    """RFC 4648 §3.5: each character of the alphabet, one by one."""
+    found = {last for last in ALPHABET if is_base64url(begun + last)}
+
+    assert found == set(ALPHABET[:: 2**unused_bits])

@@ -43,6 +43,10 @@ CASES: dict[str, tuple[str | None, Sequence[str], str | None]] = {
     "leading zeros, which some read as octal": (PROXY, ["198.51.100.007"], None),
     "a number": (PROXY, ["3325256711"], None),
     "digits of another alphabet": (PROXY, ["198.51.100.\u0667"], None),
+    "an open bracket": (PROXY, ["[2001:db8::1"], None),
+    "one bracket too many": (PROXY, ["[2001:db8::1]]:4711"], None),
+    "a port without its colon": (PROXY, ["[2001:db8::1]4711"], None),
+    "a port that is none": (PROXY, ["198.51.100.7:http"], None),
     "a Unix socket": (None, ["198.51.100.7"], None),
     "a peer that is no address": ("testclient", ["198.51.100.7"], None),
 }

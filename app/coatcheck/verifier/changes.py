@@ -124,7 +124,7 @@ def read(text: bytes, source: Source, issuer: str, now: float) -> Signed:
     if len(text) > feed_profile.MAX_FEED_BYTES or not text.isascii():
         raise UnfitFeed("too_long")
     try:
-        unverified = check.take_apart(check.TokenText(text))
+        unverified = check.take_apart(text)
     except VerifierError:
         raise UnfitFeed("no_jws") from None
     if unverified.header.typ != feed_profile.TYPE:

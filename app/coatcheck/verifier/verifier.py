@@ -383,12 +383,13 @@ class Verifier:
         known = None
         if self._changes is not None:
             known = self._changes.known() or self._changes.wait_for_first()
-        principal = self._remembered(token, situation, known)
+        # None that is longer was remembered; looking for it would cost as much as it is long.
+        remembered = self._memo.get(token) if len(token) <= MAX_TOKEN_BYTES else None
+        principal = remembered and self._again(token, remembered, situation, known)
         if principal is None:
-            unverified = check.read(check.form(token), self._expected)
+            unverified = check.read(token, self._expected)
             kid = unverified.header.kid
-            is_announced = known is not None and kid in known.kids
-            signing_key = self._key_set.look_up(kid, is_announced=is_announced)
+            signing_key = self._key_set.known(kid) or self._look_up(kid, known)
             if signing_key is None:
                 signing_key = self._key_set.wait_for(kid)
             principal = self._accept(token, unverified, signing_key, situation, known)
@@ -400,25 +401,31 @@ class Verifier:
             known = self._changes.known()
             if known is None:
                 known = await asyncio.to_thread(self._changes.wait_for_first)
-        principal = self._remembered(token, situation, known)
+        # None that is longer was remembered; looking for it would cost as much as it is long.
+        remembered = self._memo.get(token) if len(token) <= MAX_TOKEN_BYTES else None
+        principal = remembered and self._again(token, remembered, situation, known)
         if principal is None:
-            unverified = check.read(check.form(token), self._expected)
+            unverified = check.read(token, self._expected)
             kid = unverified.header.kid
-            is_announced = known is not None and kid in known.kids
-            signing_key = self._key_set.look_up(kid, is_announced=is_announced)
+            signing_key = self._key_set.known(kid) or self._look_up(kid, known)
             if signing_key is None:
                 signing_key = await asyncio.to_thread(self._key_set.wait_for, kid)
             principal = self._accept(token, unverified, signing_key, situation, known)
         return principal
 
-    def _remembered(
-        self, token: str, situation: Situation, known: changes.Known | None
+    def _look_up(self, kid: str, known: changes.Known | None) -> check.SigningKey | None:
+        """A signing key that is not at hand; None: a fetch is under way that will tell."""
+        is_announced = known is not None and kid in known.kids
+        return self._key_set.look_up(kid, is_announced=is_announced)
+
+    def _again(
+        self,
+        token: str,
+        remembered: Remembered,
+        situation: Situation,
+        known: changes.Known | None,
     ) -> Principal | None:
-        """The caller, if this very token was verified before and everything else still holds."""
-        # None that is longer was remembered; looking for it would cost as much as it is long.
-        remembered = self._memo.get(token) if len(token) <= MAX_TOKEN_BYTES else None
-        if remembered is None:
-            return None
+        """The caller whose very token was verified before, if everything else still holds."""
         signed, principal, vouched = remembered
         if self._key_set.known(signed.signing_key.kid) is not signed.signing_key:
             # Withdrawn, or another key under its name, or the key set is too old to count.
@@ -427,7 +434,10 @@ class Verifier:
         try:
             check.check_use(signed, self._expected, self._clock(), situation)
             if known is not None:
-                self._check_vouched(vouched, known)
+                if self._refuses_stale:
+                    self._require_fresh(known)
+                if vouched is not None:
+                    changes.check_vouched(vouched, known)
         except (TokenExpired, TokenRevoked):
             self._memo.drop(token)
             raise
@@ -446,22 +456,17 @@ class Verifier:
         vouched = None
         if known is not None:
             vouched = changes.Vouched(signing_key.kid, signed.claims)
-            self._check_vouched(vouched, known)
-        principal = from_claims(
-            signed.claims,
-            expires_at=signed.expires_at,
-            audience=audience,
-            protection=self._protection,
-        )
-        self._memo.put(token, Remembered(signed, principal, vouched))
+            if self._refuses_stale:
+                self._require_fresh(known)
+            changes.check_vouched(vouched, known)
+        principal = from_claims(signed.claims, signed.expires_at, audience, self._protection)
+        self._memo.put(token, (signed, principal, vouched))
         return principal
 
-    def _check_vouched(self, vouched: changes.Vouched | None, known: changes.Known) -> None:
-        """Steps 14 and 15, where a feed is followed."""
-        if self._refuses_stale and self._changes is not None and self._changes.is_stale(known):
+    def _require_fresh(self, known: changes.Known) -> None:
+        """Where stale feeds are refused, before steps 14 and 15."""
+        if self._changes is not None and self._changes.is_stale(known):
             raise StaleFeed
-        if vouched is not None:
-            changes.check_vouched(vouched, known)
 
 
 def _by_api_key(principal: Principal) -> Principal:

@@ -50,6 +50,15 @@ def test_a_scope_has_at_most_4096_characters() -> None:
         Scopes.parse("a" * 4097)
 
 
+def test_scopes_are_the_same_from_a_list_as_from_a_text() -> None:
+    """Routes name them one by one; nothing that is no scope slips in that way."""
+    assert Scopes.of(["write", "read@PLACE/*"]) == Scopes.parse("write read@PLACE/*")
+    assert Scopes.of([]) == Scopes()
+    for tokens in (["read", ""], ["a@b@c"], ["a" * 4096, "b"]):
+        with pytest.raises(MalformedScope):
+            Scopes.of(tokens)
+
+
 def test_the_platforms_names_are_the_contracts() -> None:
     """Keys of resource servers carry this one; `*` covers none of them."""
     assert scope.RESOURCE_SERVER == "coatcheck:resource-server"

@@ -74,7 +74,7 @@ class OwnTokens:
         """
         ring = self._ring.at(as_of)
         try:
-            unverified = check.read(check.form(token), self._expected)
+            unverified = check.read(token, self._expected)
             own = ring.get(unverified.header.kid)
             signing_key = self._published(ring).get(unverified.header.kid)
             if own is None or signing_key is None or not own.is_published(now):

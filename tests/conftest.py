@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 
 from support.deployment import Deployment, a_client, a_deployment
 from support.live import Live, a_service
+from support.postgres import Server, server
 
 pytest_plugins = ("support.sweep",)
 
@@ -30,4 +31,11 @@ def http(deployment: Deployment) -> Iterator[TestClient]:
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A running service, shared by all tests of one worker: make your own API keys in it."""
     with a_service(tmp_path_factory.mktemp("live"), audience="https://api.example.com") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server, shared by all tests of one worker: make your own database in it."""
+    with server() as running:
         yield running

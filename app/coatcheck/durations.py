@@ -7,6 +7,8 @@ that breaks one cannot be shipped.
 Source: RFC 9068 §5 (short lifetimes), RFC 7519 §4.1.4 (leeway).
 """
 
+import re
+from dataclasses import dataclass
 from typing import Final
 
 TOKEN_LIFETIME: Final = 600
@@ -32,6 +34,12 @@ PUBLISH_AHEAD: Final = 24 * 3600
 
 PUBLISH_AFTER: Final = 2 * TOKEN_LIFETIME
 """How long a signing key stays in the key set after its successor started."""
+
+ROTATE_EVERY: Final = 90 * 24 * 3600
+"""How long a signing key signs before its successor does."""
+
+ROTATION_LOOK: Final = 60
+"""How often a node looks whether a signing key is due for a successor."""
 
 FEED_WINDOW: Final = 2 * TOKEN_LIFETIME
 """How long a narrowing stays in the revocation feed, and an entry in a verifier."""
@@ -63,13 +71,66 @@ ROTATION_OVERLAP: Final = 24 * 3600
 BUSY_TIMEOUT: Final = 2
 """How long a write waits for the database before the answer is 503."""
 
+CHANGE_POLL: Final = 0.2
+"""How often a node of several looks for changes that others made."""
+
+CHANGE_LEASE: Final = 0.5
+"""How long after the beginning of its last look a node may vouch for what it knows."""
+
+CLOCK_DRIFT_MAX: Final = 10
+"""How far a node's clock may be from the database's before it stops issuing tokens."""
+
 # A token signed in the last instant before a successor starts must verify until it expires, on
 # a clock that is late by the largest leeway.
 assert PUBLISH_AFTER >= TOKEN_LIFETIME + LEEWAY_MAX  # noqa: S101
 # A cache filled just before a signing key was published must be refilled before that key signs.
 assert PUBLISH_AHEAD >= 2 * JWKS_MAX_AGE  # noqa: S101
+# A successor is made while the signing key before it signs, never while that one still waits.
+assert ROTATE_EVERY >= 2 * PUBLISH_AHEAD  # noqa: S101
+assert ROTATION_LOOK < PUBLISH_AHEAD  # noqa: S101
 # An entry must outlive every token that it could concern, on a clock that is late.
 assert FEED_WINDOW >= TOKEN_LIFETIME + LEEWAY_MAX  # noqa: S101
 assert FEED_FRESH < FEED_WAIT_MAX < FEED_STALE  # noqa: S101
 assert JWKS_COOLDOWN <= JWKS_MAX_AGE  # noqa: S101
 assert LEEWAY <= LEEWAY_MAX < TOKEN_LIFETIME  # noqa: S101
+# A lost poll must not make a node silent, nor its silence last a second.
+assert 2 * CHANGE_POLL <= CHANGE_LEASE < 1  # noqa: S101
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """How long a signing key is in the key set before and after it signs, and what follows.
+
+    There is one, but for tests that cannot wait for days.
+
+    Attributes:
+        max_age: how long anybody may cache the key set.
+        ahead: as PUBLISH_AHEAD.
+        after: as PUBLISH_AFTER.
+        look: as ROTATION_LOOK.
+    """
+
+    max_age: int = JWKS_MAX_AGE
+    ahead: int = PUBLISH_AHEAD
+    after: int = PUBLISH_AFTER
+    look: float = ROTATION_LOOK
+
+    @classmethod
+    def shrunk(cls, max_age: int, token_lifetime: int) -> "Publication":
+        """All of it for a shorter cache time, in the same relations.
+
+        Args:
+            token_lifetime: of the deployment; what was signed stays verifiable that long.
+        """
+        ahead = 2 * max_age
+        return cls(max_age, ahead, after=2 * token_lifetime, look=min(ROTATION_LOOK, ahead / 10))
+
+
+_SPAN: Final = re.compile(r"([0-9]{1,9})([smhd])")
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def span(text: str) -> int | None:
+    """The seconds of a span as people write it: `90d`, `24h`, `30m`, `45s`; None: it is none."""
+    match = _SPAN.fullmatch(text)
+    return None if match is None else int(match[1]) * _UNITS[match[2]]

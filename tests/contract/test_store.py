@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine
 
-from coatcheck.durations import BUSY_TIMEOUT
+from coatcheck.durations import BUSY_TIMEOUT, CHANGE_LEASE
 from coatcheck.scope import Scopes
 from coatcheck.server.changes import Actor, Change, What
 from coatcheck.server.store import (
@@ -44,12 +44,26 @@ from coatcheck.server.store import (
     open_store,
     sqlite,
 )
+from coatcheck.server.store.migrations import REVISION
 from coatcheck.server.store.sqlite import SqliteStore
-from coatcheck.server.store.tables import METADATA, ApiKey, ApiKeySecret, Organization, SigningKey
+from coatcheck.server.store.tables import (
+    METADATA,
+    ApiKey,
+    ApiKeySecret,
+    Deployment,
+    Organization,
+    SigningKey,
+)
 from support.deployment import NOON, TESTER
 
-#: By scheme: the URL of a database of its own in a folder.  A new store has its line here.
-URLS: dict[str, Callable[[Path], str]] = {"sqlite": lambda folder: f"sqlite:///{folder}/store.db"}
+#: By scheme: the URL of a database of its own.  A new store has its line here.
+URLS: dict[str, Callable[[pytest.FixtureRequest, Path], str]] = {
+    "sqlite": lambda _, folder: f"sqlite:///{folder}/store.db",
+    "postgresql": lambda request, _: request.getfixturevalue("postgres").new_database(),
+}
+
+#: By scheme: seconds until a store sees what another one wrote; not in the list: at once.
+SEEN_WITHIN = {"postgresql": 2 * CHANGE_LEASE}
 
 #: Seconds beyond BUSY_TIMEOUT that a slow machine may take.
 SLACK = 1.5
@@ -63,8 +77,8 @@ def scheme(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def url(scheme: str, tmp_path: Path) -> str:
-    return URLS[scheme](tmp_path)
+def url(request: pytest.FixtureRequest, scheme: str, tmp_path: Path) -> str:
+    return URLS[scheme](request, tmp_path)
 
 
 @contextmanager
@@ -96,9 +110,11 @@ def other(store: Store, url: str) -> Iterator[Store]:
 
 
 @pytest.fixture(scope="module")
-def shared(scheme: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+def shared(
+    request: pytest.FixtureRequest, scheme: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Store]:
     """A store for properties, which need no fresh one for each example."""
-    with opened(URLS[scheme](tmp_path_factory.mktemp("shared")), create=True) as made:
+    with opened(URLS[scheme](request, tmp_path_factory.mktemp("shared")), create=True) as made:
         yield made
 
 
@@ -132,6 +148,16 @@ def a_change(subject: str, what: What = What.API_KEY_DISABLED, **changes: Any) -
 
 def find(store: Store, *digests: bytes) -> Found:
     return asyncio.run(store.find(digests))
+
+
+def sees(scheme: str, condition: Callable[[], bool]) -> bool:
+    """Whether it is so by the time that this database needs for it."""
+    until = time.monotonic() + SEEN_WITHIN.get(scheme, 0)
+    while not condition():
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def narrowed_since(store: Store, subjects: Sequence[str], as_of: int) -> bool:
@@ -259,6 +285,7 @@ def test_the_raw_signing_keys_are_those_of_the_orm(shared: Store) -> None:
         )
         with shared.transaction() as tx:
             tx.add(row)
+            tx.append([a_change(row.kid, What.SIGNING_KEY_CREATED)])
         with shared.transaction(read_only=True) as tx:
             expected = [
                 SigningKeyRecord(
@@ -310,7 +337,7 @@ def test_the_head_of_an_empty_log_is_0(url: str) -> None:
         assert store.head() == 0
 
 
-def test_the_head_is_read_before_the_record(with_key: Store, other: Store) -> None:
+def test_the_head_is_read_before_the_record(scheme: str, with_key: Store, other: Store) -> None:
     """`as_of` may be too old, never too new: a revocation above it still kills the token.
 
     One writes, one reads, 200 times over: whoever was told a position has what was done up to it.
@@ -339,21 +366,24 @@ def test_the_head_is_read_before_the_record(with_key: Store, other: Store) -> No
     for as_of, disabled_at in seen:
         at_least = disabled_at_seq.get(as_of, -1)
         assert (-1 if disabled_at is None else disabled_at) >= at_least
-    assert seen == sorted(seen, key=lambda one: one[0])
+    if scheme == "sqlite":
+        # Elsewhere a record that was just read may come with a later head than the next look has.
+        assert seen == sorted(seen, key=lambda one: one[0])
 
 
 def test_a_change_through_another_connection_is_seen_at_the_next_look(
-    with_key: Store, other: Store
+    scheme: str, with_key: Store, other: Store
 ) -> None:
-    """F8: no cache is older than the log, however often it was asked before."""
+    """F8: no cache is older than the log, however often it was asked before.
+
+    The next look is a moment later where the database is on another machine.
+    """
     for at in (NOON, None, NOON + 1):
         find(with_key, DIGEST)
         disable(other, at)
 
-        found = find(with_key, DIGEST)
-
-        assert found.records[DIGEST].disabled_at == at
-        assert found.as_of == other.head()
+        assert sees(scheme, lambda: find(with_key, DIGEST).as_of == other.head())
+        assert find(with_key, DIGEST).records[DIGEST].disabled_at == at
 
 
 def test_a_change_through_the_same_store_is_seen_at_the_next_look(with_key: Store) -> None:
@@ -377,13 +407,15 @@ with store.transaction() as tx:
 """
 
 
-def test_a_change_in_another_process_is_seen_at_the_next_look(with_key: Store, url: str) -> None:
+def test_a_change_in_another_process_is_seen_at_the_next_look(
+    scheme: str, with_key: Store, url: str
+) -> None:
     """The command line revokes while the service runs."""
     assert find(with_key, DIGEST).records[DIGEST].revoked_at is None
 
     subprocess.run([sys.executable, "-c", CHANGE_IN_ANOTHER_PROCESS, url], check=True, timeout=60)
 
-    assert find(with_key, DIGEST).records[DIGEST].revoked_at == 7
+    assert sees(scheme, lambda: find(with_key, DIGEST).records[DIGEST].revoked_at == 7)
 
 
 def test_a_new_api_key_is_found_although_it_was_looked_for_before(with_key: Store) -> None:
@@ -397,7 +429,7 @@ def test_a_new_api_key_is_found_although_it_was_looked_for_before(with_key: Stor
     assert find(with_key, b"n" * 32).records
 
 
-def test_a_flush_of_usage_evicts_nothing(with_key: Store, other: Store) -> None:
+def test_a_flush_of_usage_evicts_nothing(scheme: str, with_key: Store, other: Store) -> None:
     """It commits every second, and changes nothing that a credential may do.
 
     To see that the remembered record is used, the row is changed without a row in the log, which
@@ -413,7 +445,7 @@ def test_a_flush_of_usage_evicts_nothing(with_key: Store, other: Store) -> None:
 
     with other.transaction() as tx:
         tx.append([a_change("key_1")])
-    assert find(with_key, DIGEST).records[DIGEST].disabled_at == NOON
+    assert sees(scheme, lambda: find(with_key, DIGEST).records[DIGEST].disabled_at == NOON)
 
 
 # --- narrowed since
@@ -645,6 +677,21 @@ def test_a_newer_schema_is_refused_with_the_fix(store: Store) -> None:
             refused()
 
 
+def test_a_newer_schema_that_only_added_something_is_worked_with(store: Store) -> None:
+    """Nodes of two versions share a database while an upgrade goes around."""
+    with store.transaction() as tx:
+        tx.add(Deployment(issuer="urn:i", log="l", created_at=NOON, works_with=REVISION))
+    set_revision(store, "9999")
+    store.check_schema()
+
+    with store.transaction() as tx:
+        deployment = tx.deployment()
+        assert deployment is not None
+        deployment.works_with = "9998"
+    with pytest.raises(SchemaMismatch, match="run the newer coatcheck"):
+        store.check_schema()
+
+
 def test_an_older_schema_is_refused_with_the_fix(store: Store) -> None:
     """F10: it is upgraded by a command, not in passing by whichever worker starts first."""
     set_revision(store, "0000")
@@ -667,13 +714,13 @@ def test_an_upgrade_that_fails_leaves_nothing_half_done(url: str) -> None:
             connection.exec_driver_sql("DROP TABLE alembic_version")
             connection.exec_driver_sql("CREATE TABLE api_key_usage (x INTEGER)")
         with pytest.raises(Exception, match="api_key_usage"):
-            store.upgrade()
+            store.upgrade(create=True)
 
         with pytest.raises(SchemaMismatch, match="schema none"):
             store.check_schema()
         with store.transaction() as tx:
             tx._session.connection().exec_driver_sql("DROP TABLE api_key_usage")
-        assert store.upgrade() == (None, migrations.REVISION)
+        assert store.upgrade(create=True) == (None, migrations.REVISION)
         store.check_schema()
 
 
@@ -702,7 +749,7 @@ def test_an_unknown_scheme_is_answered_by_those_there_are() -> None:
 @pytest.fixture
 def file(tmp_path: Path) -> Iterator[SqliteStore]:
     """A SQLite store with one API key, whose secret has DIGEST."""
-    url = URLS["sqlite"](tmp_path)
+    url = f"sqlite:///{tmp_path}/store.db"
     with opened(url, create=True) as store:
         assert isinstance(store, SqliteStore)
         with store.transaction() as tx:

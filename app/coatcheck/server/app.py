@@ -12,11 +12,11 @@ import os
 import signal
 import threading
 import time
-import traceback
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from types import FrameType
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -25,13 +25,16 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from coatcheck.durations import USAGE_FLUSH
+from coatcheck.durations import READY_TIMEOUT, USAGE_FLUSH
 from coatcheck.server import catalog as catalogs
-from coatcheck.server import pages, sealing, setup
+from coatcheck.server import logs, metrics, pages, sealing, setup
 from coatcheck.server.catalog import Catalog
 from coatcheck.server.feed import Feed
+from coatcheck.server.inflight import InFlight
 from coatcheck.server.issue.exchange import Issuer
 from coatcheck.server.issue.inspect import OwnTokens
+from coatcheck.server.metrics import Board, Metrics
+from coatcheck.server.metrics_page import MetricsPage
 from coatcheck.server.oauth import metadata
 from coatcheck.server.oauth.bridge import Bridge
 from coatcheck.server.oauth.endpoint import Desk, FormEndpoint, TokenEndpoint
@@ -65,8 +68,17 @@ _SERVER_ERROR = {
 class Service:
     """The service as an ASGI application."""
 
-    def __init__(self, settings: Settings, store: Store, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        clock: Callable[[], float],
+        board: Board | None = None,
+    ) -> None:
         """Read what it needs to start.
+
+        Args:
+            board: where workers of one service add up their metrics; None for one alone.
 
         Raises:
             NotInitialized, OtherDeployment, SchemaMismatch, StoreUnavailable, BadSealingKey: why
@@ -80,6 +92,8 @@ class Service:
         self._ring = RingKeeper(store, sealing_keys)
         self._ring.at(store.head()).require_open()
         self._usage = Usage(store)
+        self._metrics = Metrics(board)
+        self.in_flight = InFlight(settings.max_in_flight)
         issuer = Issuer(settings.issuer, self._catalog, self._ring, settings.token_lifetime_s)
         bridge = Bridge(issuer, [Introspection(None), Revocation(store)])
         desk = Desk(
@@ -89,9 +103,22 @@ class Service:
             usage=self._usage,
             clock=clock,
             trusted_proxies=settings.trusted_proxies,
+            metrics=self._metrics,
+            in_flight=self.in_flight,
         )
         own_tokens = OwnTokens(settings.issuer, tuple(self._catalog.audiences), self._ring)
         self._feed = Feed(settings.issuer, store, self._ring, clock)
+        self._metrics_page = MetricsPage(
+            self._metrics,
+            self.in_flight,
+            self._feed,
+            self._ring,
+            store,
+            clock=clock,
+            rotate_every_s=settings.rotate_every,
+            told_to=settings.metrics_from,
+        )
+        self._readiness: asyncio.Task[dict[str, str]] | None = None
         base = urlsplit(settings.issuer).path
         self.token = TokenEndpoint(desk)
         self.token_path = f"{base}/oauth/token"
@@ -108,6 +135,9 @@ class Service:
             await self.pages(scope, receive, send)
             return
         form = self.forms.get(scope["path"])
+        request_id = scope.setdefault(logs.SCOPE_KEY, None) or logs.new_request_id()
+        logs.begin_request(request_id)
+        send = _named(send, request_id)
         try:
             if form is not None:
                 reply = await form.reply(scope, receive)
@@ -117,7 +147,7 @@ class Service:
         except Exception as error:
             # If the answer has begun, the connection breaks off here, as it should.
             with suppress(RuntimeError):
-                await _server_error(error).send(send)
+                await self._server_error(error, form).send(send)
 
     def reply_now(self, scope: Scope, body: bytes) -> Reply | None:
         """The answer to a token request that has arrived as a whole, without ASGI's ceremony.
@@ -130,10 +160,29 @@ class Service:
         """
         if scope["path"] != self.token_path:
             return None
+        logs.begin_request(scope[logs.SCOPE_KEY])
         try:
             return self.token.reply_now(scope, body)
         except Exception as error:
-            return _server_error(error)
+            return self._server_error(error, self.token)
+
+    def shed_now(self, scope: Scope) -> Reply | None:
+        """The answer to a request that arrived while `in_flight` is full.
+
+        Returns:
+            None if it is answered all the same: a key set, a feed, a revocation.
+        """
+        form = self.forms.get(scope["path"])
+        if not isinstance(form, FormEndpoint) or not form.may_be_shed:
+            return None
+        return form.shed()
+
+    def _server_error(self, error: Exception, form: object) -> Reply:
+        if form is self.token:
+            self._metrics.token("other", "server_error", 0, failed=True)
+        # The message of an exception may hold what somebody sent: kind and place alone are logged.
+        _log.error("500: %s", type(error).__name__, exc_info=error)
+        return json_reply(500, _SERVER_ERROR)
 
     def _starlette(self, settings: Settings, base: str, bridge: Bridge) -> Starlette:
         algorithms = sorted({one.algorithm for one in self._catalog.audiences.values()})
@@ -162,6 +211,7 @@ class Service:
             Route(f"{base}/oauth/authorize", authorize),
             Route(f"{base}/healthz", healthz),
             Route(f"{base}/readyz", self._readyz),
+            Route(f"{base}/metrics", self._metrics_page.__call__),
             Route(f"{base}/openapi.yaml", show_openapi),
             Route(f"{base}/docs", show_docs),
             Route(f"{base}/", home),
@@ -173,7 +223,12 @@ class Service:
             settings.issuer, self._feed.url, self._ring, self._store, self._clock
         ).__call__
         key_set = metadata.KeySetEndpoint(self._ring, self._store, self._clock)
-        well_known[metadata.KEY_SET] = key_set.__call__
+
+        async def show_key_set(request: Request) -> Response:
+            self._metrics.count(metrics.JWKS_REQUESTS)
+            return await key_set(request)
+
+        well_known[metadata.KEY_SET] = show_key_set
         for name, endpoint in well_known.items():
             paths = metadata.paths_of(settings.issuer, name)
             routes.extend(Route(path, endpoint) for path in paths)
@@ -187,7 +242,7 @@ class Service:
         return app
 
     async def _readyz(self, request: Request) -> Response:
-        checks = readiness(self._store, self._ring, self._catalog, int(self._clock()))
+        checks = await self._checks()
         ready = all(answer == "ok" for answer in checks.values())
         return JSONResponse(
             {"status": "ready" if ready else "unavailable", "checks": checks},
@@ -195,11 +250,27 @@ class Service:
             {"Cache-Control": "no-store"} | ({} if ready else {"Retry-After": "1"}),
         )
 
+    async def _checks(self) -> dict[str, str]:
+        """What `readiness` says, within a time that whoever asks has.
+
+        However many ask, one look is under way: a database that does not answer must not fill
+        the threads that others need.
+        """
+        if self._readiness is None or self._readiness.done():
+            look = partial(readiness, self._store, self._ring, self._catalog, int(self._clock()))
+            self._readiness = asyncio.create_task(asyncio.to_thread(look))
+        try:
+            async with asyncio.timeout(READY_TIMEOUT):
+                return await asyncio.shield(self._readiness)
+        except TimeoutError:
+            return dict.fromkeys(("database", "schema", "signing_key"), "unavailable")
+
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         _on_signals(self._feed.stop)
         tasks = [
             asyncio.create_task(self._flush_usage()),
+            asyncio.create_task(self._flush_metrics()),
             asyncio.create_task(self._feed.follow()),
         ]
         try:
@@ -208,6 +279,7 @@ class Service:
             self._feed.stop()
             for task in tasks:
                 task.cancel()
+            self._metrics_page.flush()
             await asyncio.to_thread(self._usage.flush)
             self._store.close()
 
@@ -215,6 +287,11 @@ class Service:
         while True:
             await asyncio.sleep(USAGE_FLUSH)
             await asyncio.to_thread(self._usage.flush)
+
+    async def _flush_metrics(self) -> None:
+        while True:
+            self._metrics_page.flush()
+            await asyncio.sleep(metrics.FLUSH)
 
 
 def _on_signals(stop: Callable[[], None]) -> None:
@@ -276,7 +353,9 @@ def create() -> Service:
     """
     _end_with_supervisor()
     settings = Settings.load(os.environ)
-    service = Service(settings, open_store(settings.database_url), clock_of(settings))
+    clock = clock_of(settings)
+    store = open_store(settings.database_url, clock)
+    service = Service(settings, store, clock, metrics.shared())
     # What was made until now stays for good: the collector need not look at it again.
     gc.collect()
     gc.freeze()
@@ -299,11 +378,15 @@ def _end_with_supervisor() -> None:
     threading.Thread(target=wait, name="coatcheck-supervisor", daemon=True).start()
 
 
-def _server_error(error: Exception) -> Reply:
-    # The message of an exception may hold what somebody sent: the trace alone is logged.
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    _log.error("500: %s\n%s", type(error).__name__, frames)
-    return json_reply(500, _SERVER_ERROR)
+def _named(send: Send, request_id: bytes) -> Send:
+    """A way to send that names the request in its answer."""
+
+    async def named(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), (logs.HEADER, request_id)]
+        await send(message)
+
+    return named
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

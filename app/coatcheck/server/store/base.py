@@ -21,6 +21,10 @@ class StoreMissing(StoreUnavailable):
     """There is no database at the configured place; none is made silently."""
 
 
+class Taken(Exception):
+    """Somebody else's row has the place that this one was to have.  Nothing was written."""
+
+
 class SchemaMismatch(Exception):
     """The database has another schema than this version of the code needs."""
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 from sqlalchemy import (
     BigInteger,
     BindParameter,
+    ColumnElement,
     Dialect,
     LargeBinary,
     Select,
@@ -45,6 +46,8 @@ class HotSql:
 
     find_api_keys: str
     """Parameters: MOST_SECRETS digests.  Columns: as `record_from` reads them."""
+    find_api_keys_at_head: str
+    """The same; the head of the log stands before the other columns."""
     signing_keys: str
     """No parameters.  Columns: as `signing_key_from` reads them."""
     head: str
@@ -61,8 +64,9 @@ def compiled_for(dialect: Dialect) -> HotSql:
     """The statements in the words of one database."""
     return HotSql(
         find_api_keys=_text(_find_api_keys(), dialect),
+        find_api_keys_at_head=_text(_find_api_keys(_head().scalar_subquery()), dialect),
         signing_keys=_text(_signing_keys(), dialect),
-        head=_text(select(func.max(col(ChangeRow.seq))), dialect),
+        head=_text(_head(), dialect),
         narrowed_since=_text(_narrowed_since(), dialect),
         narrowings=_text(_narrowings(), dialect),
         log=_text(select(col(Deployment.log)), dialect),
@@ -119,9 +123,14 @@ def signing_key_from(row: Sequence[Any]) -> SigningKeyRecord:
     )
 
 
-def _find_api_keys() -> Select[*tuple[Any, ...]]:
+def _head() -> Select[*tuple[Any, ...]]:
+    return select(func.max(col(ChangeRow.seq)))
+
+
+def _find_api_keys(*before: ColumnElement[Any]) -> Select[*tuple[Any, ...]]:
     return (
         select(
+            *before,
             col(ApiKeySecret.digest),
             col(ApiKeySecret.expires_at),
             col(ApiKey.id),

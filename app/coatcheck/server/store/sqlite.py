@@ -17,7 +17,7 @@ import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
@@ -74,9 +74,10 @@ class _Reading:
 class SqliteStore:
     """A store in one SQLite file."""
 
-    def __init__(self, database_url: str) -> None:
+    def __init__(self, database_url: str, clock: Callable[[], float] = time.time) -> None:
         """Args:
         database_url: `sqlite:///relative.db` or `sqlite:////absolute.db`.
+        clock: not looked at: a file is on the machine whose clock it is.
 
         Raises:
             ValueError: the URL names no file.
@@ -184,12 +185,12 @@ class SqliteStore:
         with self._writing() as engine:
             bind = engine.execution_options(**{_READ_ONLY: read_only})
             with Session(bind, expire_on_commit=False) as session, session.begin():
-                yield Transaction(session)
+                yield Transaction(session, locks=not read_only)
 
     # --- schema
 
     def exists(self) -> bool:
-        return self.path.exists() and self._revision() is not None
+        return self.path.exists() and self._revision()[0] is not None
 
     def upgrade(self, *, create: bool = False) -> tuple[str | None, str]:
         if not self.path.exists():
@@ -204,18 +205,22 @@ class SqliteStore:
 
     def check_schema(self) -> None:
         self._require_file()
-        migrations.require_current(self._revision())
+        migrations.require_current(*self._revision())
 
-    def _revision(self) -> str | None:
-        """The schema's revision; None for a file without our tables."""
+    def _revision(self) -> tuple[str | None, str | None]:
+        """The schema's revision, and the oldest that it works with if it is a newer one.
+
+        None for a file without our tables.
+        """
         try:
             with self._reading as connection:
-                row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+                revision = _one(connection, "SELECT version_num FROM alembic_version")
+                is_newer = revision is not None and revision > migrations.REVISION
+                return revision, _one(connection, migrations.WORKS_WITH) if is_newer else None
         except StoreUnavailable as error:
             if _NO_TABLE in str(error):
-                return None
+                return None, None
             raise
-        return row[0] if row else None
 
     def close(self) -> None:
         if self._reader is not None:
@@ -325,3 +330,8 @@ class SqliteStore:
 
     def _unavailable(self, error: object) -> StoreUnavailable:
         return StoreUnavailable(f"the database {self.path} did not answer: {error}")
+
+
+def _one(connection: sqlite3.Connection, sql: str) -> str | None:
+    row = connection.execute(sql).fetchone()
+    return row[0] if row else None

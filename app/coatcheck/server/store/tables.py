@@ -37,6 +37,9 @@ class Deployment(SQLModel, table=True):
     log: str
     """Names this change log; a restored backup starts a new one."""
     created_at: int = Field(sa_type=BigInteger)
+    works_with: str = Field(default="0003", sa_column_kwargs={"server_default": "0003"})
+    """The oldest schema whose code may run on this one: nodes of two versions share a database
+    while an upgrade goes around."""
 
 
 class Organization(SQLModel, table=True):

@@ -19,11 +19,14 @@ from sqlalchemy import (
     bindparam,
     case,
     insert,
+    text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, SQLModel, col, func, select
 
 from coatcheck.server.changes import Change
+from coatcheck.server.store.base import Taken
 from coatcheck.server.store.tables import (
     ApiKey,
     ApiKeySecret,
@@ -40,6 +43,18 @@ _BATCH: Final = 5000
 _UPSERT: Final[Mapping[str, Callable[..., Any]]] = {
     "sqlite": sqlite.insert,
     "postgresql": postgresql.insert,
+}
+#: PostgreSQL's advisory lock of whoever appends to the change log.
+LOG_LOCK: Final = 0x0C0A7C4EC4
+#: What makes sequence order commit order, where transactions run side by side.  It is waited for
+#: before the first row has a number, and given back by the commit.
+_BEFORE_APPENDING: Final[Mapping[str, str]] = {
+    "postgresql": f"SELECT pg_advisory_xact_lock({LOG_LOCK})",
+}
+#: The next sequence number of the change log is the one after `last`.
+_COUNT_ON_FROM: Final[Mapping[str, str]] = {
+    "sqlite": "UPDATE sqlite_sequence SET seq = :last WHERE name = 'changes'",
+    "postgresql": "SELECT setval(pg_get_serial_sequence('changes', 'seq'), :last)",
 }
 _to_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -73,13 +88,31 @@ def _add_usage(dialect: Dialect) -> Compiled:
 class Transaction:
     """What a use case may do to the database; committed as a whole, or not at all."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, *, locks: bool) -> None:
+        """Args:
+        locks: hold whatever is read to be changed, so that nobody else changes it meanwhile.
+        """
         self._session = session
+        # No key column changes, so that rows which point there may go on being added.
+        self._for_change: Any = {"key_share": True} if locks else None
+        #: The change that was appended last; tells whether a commit was done.
+        self.last_change_id: str | None = None
 
     # --- the deployment
 
     def deployment(self) -> Deployment | None:
         return self._session.get(Deployment, 1)
+
+    def rename_log(self, name: str, last: int) -> None:
+        """Let the change log go on under another name, its next row after this number.
+
+        Two that do so at once come one after the other.
+        """
+        row = self._session.get_one(Deployment, 1, with_for_update=True)
+        row.log = name
+        self._session.flush()
+        connection = self._session.connection()
+        connection.execute(text(_COUNT_ON_FROM[connection.dialect.name]), {"last": last})
 
     def add(self, *rows: SQLModel) -> None:
         """Add rows of any table but the change log, in this order."""
@@ -95,6 +128,11 @@ class Transaction:
         """
         self._session.flush()
         changes = list(changes)
+        connection = self._session.connection()
+        if connection.dialect.name in _BEFORE_APPENDING:
+            connection.exec_driver_sql(_BEFORE_APPENDING[connection.dialect.name])
+        for change in changes:
+            self.last_change_id = change.change_id
         # The rows of a batch share one detail: it is written once.
         details = {id(change.detail): change.detail for change in changes}
         texts = {identity: _to_json(detail) for identity, detail in details.items()}
@@ -121,7 +159,7 @@ class Transaction:
     # --- organizations
 
     def organization(self, organization_id: str) -> Organization | None:
-        return self._session.get(Organization, organization_id)
+        return self._session.get(Organization, organization_id, with_for_update=self._for_change)
 
     def organizations(self) -> Sequence[Organization]:
         return self._session.exec(select(Organization).order_by(col(Organization.id))).all()
@@ -129,7 +167,7 @@ class Transaction:
     # --- API keys
 
     def api_key(self, api_key_id: str) -> ApiKey | None:
-        return self._session.get(ApiKey, api_key_id)
+        return self._session.get(ApiKey, api_key_id, with_for_update=self._for_change)
 
     def api_key_by_digest(self, digest: bytes) -> ApiKey | None:
         secret = self._session.get(ApiKeySecret, digest)
@@ -188,7 +226,26 @@ class Transaction:
     # --- signing keys
 
     def signing_key(self, kid: str) -> SigningKey | None:
-        return self._session.get(SigningKey, kid)
+        return self._session.get(SigningKey, kid, with_for_update=self._for_change)
+
+    def lock_signing_keys(self) -> None:
+        """Keep everybody else from changing the ring until this write ends.
+
+        Where writers run side by side, two that looked first would both find their place free.
+        The deployment's own row is the lock, because a first signing key has none.
+        """
+        self._session.exec(select(Deployment.id).with_for_update(key_share=True)).all()
+
+    def add_signing_key(self, row: SigningKey) -> None:
+        """Add a signing key.
+
+        Raises:
+            Taken: its kid, or its place in the order.
+        """
+        try:
+            self.add(row)
+        except IntegrityError:
+            raise Taken from None
 
     def signing_keys(self) -> Sequence[SigningKey]:
         return self._session.exec(select(SigningKey).order_by(col(SigningKey.position))).all()
@@ -203,6 +260,20 @@ class Transaction:
         return self._session.exec(
             select(ChangeRow).where(ChangeRow.subject == subject).order_by(col(ChangeRow.seq))
         ).all()
+
+    def changes_after(self, seq: int, limit: int) -> Sequence[ChangeRow]:
+        """The rows above a sequence number, in order."""
+        query = select(ChangeRow).where(col(ChangeRow.seq) > seq).order_by(col(ChangeRow.seq))
+        return self._session.exec(query.limit(limit)).all()
+
+    def last_change(self) -> ChangeRow | None:
+        query = select(ChangeRow).order_by(col(ChangeRow.seq).desc()).limit(1)
+        return self._session.exec(query).first()
+
+    def known_changes(self, change_ids: Sequence[str]) -> set[str]:
+        """Those of these changes that are in the log."""
+        query = select(ChangeRow.change_id).where(col(ChangeRow.change_id).in_(change_ids))
+        return set(self._session.exec(query).all())
 
     def has_narrowed(self, subject: str) -> bool:
         """Whether any change has narrowed this subject."""

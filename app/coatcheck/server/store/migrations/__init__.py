@@ -1,6 +1,9 @@
 """The schema's history: one file a step under `versions/`, run by Alembic.
 
 All steps of an upgrade are one transaction; SQLite, too, takes schema changes back with it.
+
+A step that only adds leaves `deployment.works_with` as it is, and the nodes of the version before
+go on while the upgrade goes around; one that takes something away raises it.
 """
 
 from pathlib import Path
@@ -13,7 +16,9 @@ from sqlalchemy import Connection, Engine, inspect, text
 from coatcheck.server.store.base import SchemaMismatch
 
 #: The step that this version of the code needs; a test holds it equal to Alembic's own head.
-REVISION: Final = "0002"
+REVISION: Final = "0003"
+#: Where a schema that is newer than the code says how old the code may be.
+WORKS_WITH: Final = "SELECT works_with FROM deployment"
 
 _FOLDER: Final = Path(__file__).parent
 
@@ -44,11 +49,17 @@ def upgrade(engine: Engine) -> tuple[str | None, str]:
     return before, REVISION
 
 
-def require_current(revision: str | None) -> None:
-    """Raises SchemaMismatch, with the fix, unless this is the revision the code needs."""
+def require_current(revision: str | None, works_with: str | None = None) -> None:
+    """Raises SchemaMismatch, with the fix, unless the code may run on this schema.
+
+    Args:
+        works_with: the oldest revision whose code may run on it, as a newer schema says.
+    """
     if revision == REVISION:
         return
     if revision is not None and revision > REVISION:
+        if works_with is not None and works_with <= REVISION:
+            return
         raise SchemaMismatch(
             f"the database is at schema {revision}, newer than this version's {REVISION}:"
             " run the newer coatcheck"

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import jwt
@@ -35,7 +36,7 @@ from coatcheck.feed_profile import (
 )
 from coatcheck.server import sealing, signing
 from coatcheck.server.changes import Change, What
-from coatcheck.server.feed import Feed, entries
+from coatcheck.server.feed import Entries, Feed, entries
 from coatcheck.server.signing import NoSigner, Purpose, RingKeeper
 from coatcheck.server.store import Narrowing, StoreUnavailable
 from coatcheck.server.store.sqlite import SqliteStore
@@ -133,6 +134,25 @@ def test_whatever_happened_the_feed_covers_it_and_stays_short(rows: list[Narrowi
     # Nobody dies for nothing: an entry is a subject of the log, or above one.
     known = {subject(one) for row in rows for one in (row.subject, row.wider, EVERYTHING)}
     assert set(told) <= known
+
+
+@given(histories(), st.data())
+@settings(max_examples=40, deadline=None)
+def test_what_is_kept_up_row_by_row_is_what_is_made_anew(
+    rows: list[Narrowing], data: st.DataObject
+) -> None:
+    """A node adds what is new and drops what is old; another one starts from the rows left."""
+    kept = Entries()
+    at = {row.seq: place for place, row in enumerate(rows)}
+    rows = [replace(row, at=at[row.seq]) for row in rows]
+    shown = 0
+    for begin in sorted(data.draw(st.lists(st.integers(0, len(rows)), max_size=4))):
+        end = data.draw(st.integers(shown, len(rows)))
+        kept.add(rows[shown:end])
+        kept.drop_before(begin)
+        shown = end
+
+        assert kept.told() == entries(row for row in rows[:shown] if row.at >= begin)
 
 
 def test_more_tokens_than_that_become_their_api_key() -> None:

@@ -14,7 +14,7 @@ import json
 import logging
 import math
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -28,44 +28,116 @@ _log = logging.getLogger(__name__)
 _to_json: Final = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
 #: A signature is reused for half of what it may be old when it is handed out.
 _REUSE: Final = FEED_FRESH / 2
+#: So many entries at most can fit: a quoted subject, a colon, a number and a comma each.
+_MOST_ENTRIES: Final = feed_profile.MAX_ENTRIES_BYTES // len('"0123456789abcdef":1,')
 
 
-def entries(narrowings: Iterable[Narrowing]) -> dict[str, int]:
+class Entries:
     """The feed's entries, bounded: subject in the feed's form → highest sequence number.
 
     1. More than MOST_TOKENS tokens of one API key become one entry of the API key.
     2. More than MOST_API_KEYS API keys of one organization become one of the organization.
     3. More than MAX_ENTRIES_BYTES become one entry of everything.
+
+    Kept up row by row: a busy log must not be folded anew for each feed.
     """
-    tokens: dict[str, dict[str, int]] = defaultdict(dict)
-    api_keys: dict[str, dict[str, int]] = defaultdict(dict)
-    others: dict[str, int] = {}
-    for row in narrowings:
+
+    def __init__(self) -> None:
+        #: In the order of their sequence numbers; the oldest leave first.
+        self._rows: deque[Narrowing] = deque()
+        self._tokens = _Groups(feed_profile.MOST_TOKENS)
+        self._api_keys = _Groups(feed_profile.MOST_API_KEYS)
+        #: One group: there is nothing above them but everything.
+        self._others = _Groups(math.inf)
+
+    def add(self, rows: Iterable[Narrowing]) -> None:
+        """Add rows above all that are here."""
+        for row in rows:
+            self._rows.append(row)
+            self._groups_of(row).add(row)
+
+    def drop_before(self, at: int) -> None:
+        """Let the rows go that are older; `at` in seconds since the epoch.
+
+        Sequence order is the order of time but for a clock that was set back.
+        """
+        while self._rows and self._rows[0].at < at:
+            row = self._rows.popleft()
+            self._groups_of(row).drop(row)
+
+    def told(self) -> dict[str, int]:
+        """What the feed says."""
+        told: dict[str, int] = {}
+        if not self._rows:
+            return told
+        # 3, before any work: so many cannot fit.
+        count = len(self._others) + len(self._tokens) + len(self._api_keys)
+        if count <= _MOST_ENTRIES:
+            for groups in (self._others, self._tokens, self._api_keys):
+                # 1, 2
+                groups.tell(told)
+            if len(_to_json(told)) <= feed_profile.MAX_ENTRIES_BYTES:
+                return told
+        return {feed_profile.subject(feed_profile.EVERYTHING): self._rows[-1].seq}
+
+    def _groups_of(self, row: Narrowing) -> "_Groups":
         if row.what == What.TOKEN_REVOKED.text:
-            _raise_to(tokens[row.wider], row.subject, row.seq)
-        elif row.what.startswith("api_key."):
-            _raise_to(api_keys[row.wider], row.subject, row.seq)
-        else:
-            _raise_to(others, row.subject, row.seq)
-    # 1: the API key's organization is not known here, so it cannot be counted in step 2.
-    _fold(tokens, others, feed_profile.MOST_TOKENS)
-    # 2
-    _fold(api_keys, others, feed_profile.MOST_API_KEYS)
-    told = {feed_profile.subject(subject): seq for subject, seq in others.items()}
-    # 3
-    if len(_to_json(told)) > feed_profile.MAX_ENTRIES_BYTES:
-        return {feed_profile.subject(feed_profile.EVERYTHING): max(told.values())}
-    return told
+            return self._tokens
+        return self._api_keys if row.what.startswith("api_key.") else self._others
 
 
-def _fold(groups: Mapping[str, Mapping[str, int]], into: dict[str, int], most: int) -> None:
-    """Move each group's entries, or one for all of them if there are too many."""
-    for wider, group in groups.items():
-        if len(group) > most:
-            _raise_to(into, wider, max(group.values()))
-            continue
-        for subject, seq in group.items():
-            _raise_to(into, subject, seq)
+class _Groups:
+    """Subjects by the subject above them, each with its highest sequence number."""
+
+    def __init__(self, most: float) -> None:
+        """Args:
+        most: entries that a group may have before it is told as one.
+        """
+        self._most = most
+        self._groups: dict[str, dict[str, int]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        """How many entries are told."""
+        return self._count
+
+    def add(self, row: Narrowing) -> None:
+        group = self._groups.setdefault(row.wider, {})
+        self._count -= self._told_of(group)
+        subject = feed_profile.subject(row.subject)
+        # Again at the end: the last one of a group has its highest number.
+        group.pop(subject, None)
+        group[subject] = row.seq
+        self._count += self._told_of(group)
+
+    def drop(self, row: Narrowing) -> None:
+        group = self._groups[row.wider]
+        subject = feed_profile.subject(row.subject)
+        if group.get(subject) != row.seq:
+            return
+        self._count -= self._told_of(group)
+        del group[subject]
+        self._count += self._told_of(group)
+        if not group:
+            del self._groups[row.wider]
+
+    def tell(self, told: dict[str, int]) -> None:
+        for wider, group in self._groups.items():
+            if len(group) > self._most:
+                _raise_to(told, feed_profile.subject(wider), group[next(reversed(group))])
+            else:
+                for subject, seq in group.items():
+                    _raise_to(told, subject, seq)
+
+    def _told_of(self, group: Mapping[str, int]) -> int:
+        return 1 if len(group) > self._most else len(group)
+
+
+def entries(narrowings: Iterable[Narrowing]) -> dict[str, int]:
+    """The feed's entries for these rows, which are in the order of their sequence numbers."""
+    kept = Entries()
+    kept.add(narrowings)
+    return kept.told()
 
 
 def _raise_to(entries: dict[str, int], subject: str, seq: int) -> None:
@@ -85,7 +157,7 @@ class Feed:
         self._clock = clock
         self._log = store.log()
         self._head = -1
-        self._narrowings: deque[Narrowing] = deque()
+        self._entries = Entries()
         self._kids: tuple[str, ...] = ()
         self._news_at = -1
         self._told_at = -1
@@ -94,6 +166,13 @@ class Feed:
         self._signed: bytes | None = None
         self._signed_at = 0.0
         self._is_stopped = False
+        #: How many wait here for news.
+        self.followers = 0
+
+    @property
+    def head(self) -> int:
+        """The position in the change log up to which it was last read."""
+        return self._head
 
     def stop(self) -> None:
         """Answer everybody who waits, and let nobody wait any more: the process is ending."""
@@ -129,11 +208,14 @@ class Feed:
         """
         self.refresh()
         if after >= self._told_at and wait_s > 0 and not self._is_stopped:
+            self.followers += 1
             try:
                 async with asyncio.timeout(wait_s):
                     await self._news.wait()
             except TimeoutError:
                 pass
+            finally:
+                self.followers -= 1
             self.refresh()
         return self._fresh()
 
@@ -150,12 +232,13 @@ class Feed:
             self._tell()
             return False
         new = [] if head == self._head else self._store.narrowings(self._head, now - FEED_WINDOW)
+        if head != self._head:
+            # A restore starts a new log.  Its name is read after the head: the new name with an
+            # old head is refused once by followers, the old name with a new head for ever.
+            self._log = self._store.log()
         # One that came after the look at the head comes again at the next one.
         new = [row for row in new if row.seq <= head]
-        self._narrowings.extend(new)
-        # Sequence order is the order of time but for a clock that was set back; the oldest go.
-        while self._narrowings and self._narrowings[0].at < now - FEED_WINDOW:
-            self._narrowings.popleft()
+        self._entries.add(new)
         is_news = bool(new) or kids != self._kids
         self._head, self._kids, self._signed = head, kids, None
         if is_news:
@@ -185,6 +268,7 @@ class Feed:
         return self._signed
 
     def _sign(self, now: int) -> bytes:
+        self._entries.drop_before(now - FEED_WINDOW)
         signer = self._ring.at(self._head).signer(FEED_ALGORITHM, now, "feed")
         claims = {
             "iss": self._issuer,
@@ -193,7 +277,7 @@ class Feed:
             "exp": now + FEED_STALE,
             "log": self._log,
             "seq": self._head,
-            "entries": entries(row for row in self._narrowings if row.at >= now - FEED_WINDOW),
+            "entries": self._entries.told(),
             "kids": list(self._kids),
         }
         return signer.sign(feed_profile.TYPE, _to_json(claims).encode())

@@ -11,7 +11,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from bench import growth, load, machine, profiling, references, report, targets, verification
+from bench import fleet, growth, load, machine, profiling, references, report, targets, verification
 from bench.load import LoadFailed, Result, Visit
 from bench.report import Figure
 
@@ -88,7 +88,15 @@ def _run(
     counted = report.undisturbed(rounds)
     figures = report.of_tokens(counted) + report.of_verification(verified)
     figures += report.of_growth(grown) if grown else []
+    full: list[dict[str, Result]] = []
+    half: list[dict[str, Result]] = []
+    facts: dict[str, dict[str, float]] = {}
+    if options.fleet:
+        full, half, facts = fleet.measure(folder, options.rounds, options.seconds)
+        figures += report.of_fleet(report.undisturbed(full), half, facts)
     _print_report(rounds, counted, verified, figures)
+    if facts:
+        _print_fleet(full, half, facts)
     return {
         "machine": about,
         "rounds": options.rounds,
@@ -98,6 +106,11 @@ def _run(
         "visits": [{name: asdict(one) for name, one in of.items()} for of in rounds],
         "verification_us": verified,
         "growth": grown,
+        "fleet": {
+            "saturated": [{name: asdict(one) for name, one in of.items()} for of in full],
+            "at_half": [{name: asdict(one) for name, one in of.items()} for of in half],
+            "facts": facts,
+        },
     }
 
 
@@ -129,6 +142,20 @@ def _print_report(
         print(f"Fewer than {_FEW_ROUNDS} rounds: differences below 10 % are not shown by this run.")
 
 
+def _print_fleet(
+    full: report.Rounds, half: report.Rounds, facts: dict[str, dict[str, float]]
+) -> None:
+    print("\nWorkers and databases, for information; at saturation:")
+    for line in report.servers_table(full):
+        print(line)
+    print("at half of that rate:")
+    for line in report.servers_table(half):
+        print(line)
+    print(f"start to first token; {fleet.FOLLOWERS} followers of the feed without news:")
+    for line in report.facts_table(facts):
+        print(line)
+
+
 def _progress(done: int, of: int) -> None:
     if sys.stderr.isatty():
         print(f"\rround {done} of {of}", end="\n" if done == of else "", file=sys.stderr)
@@ -153,6 +180,9 @@ def _parser() -> argparse.ArgumentParser:
         default=1_000_000,
         metavar="N",
         help="how many keys the larger deployment has; 0: leave it out; default: %(default)s",
+    )
+    parser.add_argument(
+        "--no-fleet", dest="fleet", action="store_false", help="leave out workers and PostgreSQL"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--strict", action="store_true", help="exit 1 if a bar is missed")

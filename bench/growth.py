@@ -7,19 +7,15 @@ more, those are spread over all of them.
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Final
 
 from bench import load, machine, references, targets
 from bench.load import Visit
-
-_KIB_PER_MIB: Final = 1024
 
 
 def measure(
     deployments: Sequence[targets.Deployment], rounds: int, seconds: float
 ) -> list[list[dict[str, float]]]:
-    """Per round: `cpu_us` per token, `rss_mib`, and `start_s` to the first token, of each.
+    """Per round: `cpu_us` per token, `memory_mib`, and `start_s` to the first token, of each.
 
     Args:
         seconds: of load per visit.
@@ -56,11 +52,8 @@ def _visit(
         # The first one fills the memory of records and counts nowhere.
         from_load.visit(visit)
         result = from_load.visit(visit)
-        return {"cpu_us": result.cpu_us, "rss_mib": _rss_mib(server.pid), "start_s": start_s}
-
-
-def _rss_mib(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / _KIB_PER_MIB
-    return 0.0
+        return {
+            "cpu_us": result.cpu_us,
+            "memory_mib": machine.memory_mib(server.pid),
+            "start_s": start_s,
+        }

@@ -45,13 +45,19 @@ class LoadFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One stretch of load."""
+    """One stretch of load.
+
+    Attributes:
+        rate: requests per second, sent on time whether or not there was an answer; 0: each
+            connection sends the next one as soon as it has its answer.
+    """
 
     name: str
     port: int
     pid: int
     path: str
     seconds: float
+    rate: float = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +113,11 @@ def started(keys: Path, server_core: int | None, load_core: int | None) -> Itera
 class _Round:
     """The state that the connections of one stretch share."""
 
-    def __init__(self, requests: Iterator[bytes], ends_at: float) -> None:
+    def __init__(self, requests: Iterator[bytes], ends_at: float, rate: float) -> None:
         self.requests = requests
         self.ends_at = ends_at
+        #: Seconds between two requests of one connection; 0: none.
+        self.pause_s = CONNECTIONS / rate if rate else 0.0
         self.sent = 0
         self.latencies_s: list[float] = []
 
@@ -134,7 +142,7 @@ class _Connection(asyncio.Protocol):
     async def run(self, of: _Round) -> None:
         self._round = of
         self._done = asyncio.get_running_loop().create_future()
-        self._send(of)
+        self._send(of, time.perf_counter())
         await self._done
 
     def close(self) -> None:
@@ -171,18 +179,23 @@ class _Connection(asyncio.Protocol):
         of.latencies_s.append(now - self._sent_at)
         self._received = b""
         self._awaited_bytes = 0
-        if now < of.ends_at and of.sent < MAX_REQUESTS:
-            self._send(of)
+        due = self._sent_at + of.pause_s
+        if max(now, due) < of.ends_at and of.sent < MAX_REQUESTS:
+            if due <= now:
+                self._send(of, due if of.pause_s else now)
+            else:
+                asyncio.get_running_loop().call_later(due - now, self._send, of, due)
         elif self._done is not None:
             self._round = None
             self._done.set_result(None)
 
-    def _send(self, of: _Round) -> None:
+    def _send(self, of: _Round, due: float) -> None:
+        """Send the next request.  One that goes out late was waited for since it was due."""
         if self._transport is None or self._transport.is_closing():
             self._fail("the connection is closed")
             return
         of.sent += 1
-        self._sent_at = time.perf_counter()
+        self._sent_at = due
         self._transport.write(next(of.requests))
 
     def _fail(self, why: str) -> None:
@@ -191,11 +204,11 @@ class _Connection(asyncio.Protocol):
 
 
 async def _stretch(
-    connections: list[_Connection], requests: Iterator[bytes], seconds: float
+    connections: list[_Connection], requests: Iterator[bytes], seconds: float, rate: float = 0
 ) -> tuple[float, list[float]]:
     """Seconds that it took, and the latency of each answer in seconds."""
     began = time.perf_counter()
-    of = _Round(requests, began + seconds)
+    of = _Round(requests, began + seconds, rate)
     try:
         async with asyncio.timeout(seconds + _PATIENCE):
             await asyncio.gather(*(connection.run(of) for connection in connections))
@@ -214,7 +227,7 @@ async def _visit(visit: Visit, requests: Iterator[bytes], server_core: int | Non
         await _stretch(connections, requests, _WARM_UP)
         await asyncio.sleep(_CALM)
         used, busy = machine.cpu_ns(visit.pid), machine.busy_s(server_core)
-        seconds, latencies_s = await _stretch(connections, requests, visit.seconds)
+        seconds, latencies_s = await _stretch(connections, requests, visit.seconds, visit.rate)
         await asyncio.sleep(_CALM)
         used = machine.cpu_ns(visit.pid) - used
         busy = machine.busy_s(server_core) - busy

@@ -52,6 +52,19 @@ def cpu_ns(pid: int) -> int:
     return used
 
 
+def memory_mib(pid: int) -> float:
+    """Memory of a process and its living descendants, what they share counted once."""
+    kib = 0.0
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
+        if line.startswith("Pss:"):
+            kib = float(line.split()[1])
+    total = kib / 1024
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        children = (task / "children").read_text(encoding="ascii").split()
+        total += sum(memory_mib(int(child)) for child in children)
+    return total
+
+
 def busy_s(core: int | None) -> float:
     """Seconds for which a core has been busy since the machine started, stolen ones included."""
     name = "cpu" if core is None else f"cpu{core}"

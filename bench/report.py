@@ -107,12 +107,49 @@ def of_growth(rounds: Sequence[Sequence[Mapping[str, float]]]) -> list[Figure]:
     def ratios(name: str) -> list[float]:
         return [many[name] / few[name] for few, many in rounds]
 
-    more = [many["rss_mib"] - few["rss_mib"] for few, many in rounds]
+    more = [many["memory_mib"] - few["memory_mib"] for few, many in rounds]
     return [
         _figure("CPU per token, many keys over few", ratios("cpu_us"), bar=1.10),
         _figure("memory, many keys beyond few, MiB", more, bar=100),
         _figure("start to first token, many keys over few", ratios("start_s"), bar=1.5),
     ]
+
+
+def of_fleet(full: Rounds, half: Rounds, facts: Mapping[str, Mapping[str, float]]) -> list[Figure]:
+    """What a second worker and PostgreSQL cost, and how long callers wait at half load."""
+
+    def cost(of: str, over: str) -> list[float]:
+        return [one[of].cpu_us / one[over].cpu_us for one in full]
+
+    figures = [
+        _figure("CPU per token, two workers over one", cost("sqlite 2", "sqlite 1"), bar=1.15)
+    ]
+    if "postgres 1" in facts:
+        figures += [
+            _figure(
+                "CPU per token, PostgreSQL over SQLite", cost("postgres 1", "sqlite 1"), bar=1.10
+            ),
+            _figure(
+                "CPU per token, two workers over one, PostgreSQL",
+                cost("postgres 2", "postgres 1"),
+                bar=1.15,
+            ),
+        ]
+    for name in facts:
+        for what in ("p50_ms", "p99_ms"):
+            waited = [getattr(one[name], what) / getattr(one["R"], what) for one in half]
+            figures.append(_figure(f"{what[:3]} at half load over R's, {name}", waited))
+    return figures
+
+
+def facts_table(facts: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Start, memory and followers of each server."""
+    lines = [f"{'server':<12} {'start s':>8} {'memory MiB':>11} {'CPU while followed':>19}"]
+    lines += [
+        f"{name:<12} {of['start_s']:>8.2f} {of['memory_mib']:>11.1f} {of['followers_cpu']:>18.1%}"
+        for name, of in facts.items()
+    ]
+    return lines
 
 
 def servers_table(rounds: Rounds) -> list[str]:

@@ -50,11 +50,17 @@ class Deployment:
     keys: Path
 
 
-def deploy(folder: Path, source: Path | None = None, count: int = KEYS) -> Deployment:
+def deploy(
+    folder: Path,
+    source: Path | None = None,
+    count: int = KEYS,
+    database_url: str | None = None,
+) -> Deployment:
     """Set up Coatcheck in a folder.
 
     Args:
         count: how many API keys to make, KEYS or more.
+        database_url: an empty database; None: a file in the folder.
         source: the `app` folder of another tree to run; None: the installed one.
     """
     folder.mkdir()
@@ -62,7 +68,7 @@ def deploy(folder: Path, source: Path | None = None, count: int = KEYS) -> Deplo
     environment = {
         **{name: value for name, value in os.environ.items() if "COATCHECK" not in name},
         "COATCHECK_ISSUER": f"http://127.0.0.1:{port}",
-        "COATCHECK_DATABASE_URL": f"sqlite:///{folder}/coatcheck.db",
+        "COATCHECK_DATABASE_URL": database_url or f"sqlite:///{folder}/coatcheck.db",
         "COATCHECK_KEYS_DIR": str(folder / "keys"),
     }
     if source is not None:
@@ -81,9 +87,12 @@ def deploy(folder: Path, source: Path | None = None, count: int = KEYS) -> Deplo
 
 
 @contextmanager
-def coatcheck(name: str, deployment: Deployment, core: int | None) -> Iterator[Target]:
+def coatcheck(
+    name: str, deployment: Deployment, core: int | None, workers: int = 1
+) -> Iterator[Target]:
     """`coatcheck serve`, until the block ends."""
     command = ["-m", "coatcheck.cli", "serve", "--port", str(deployment.port)]
+    command += ["--workers", str(workers)] if workers > 1 else []
     with _serving(name, deployment.port, command, deployment.environment, core) as target:
         yield target
 

@@ -32,7 +32,9 @@ from coatcheck.server import sealing
 
 SEALING_KEY: Final = "sealing key"
 #: Commands whose stdout shows a secret: that is what they are for.
-SHOW_SECRETS: Final = (("init",), ("keys", "create"), ("keys", "rotate"), ("token",))
+SHOW_SECRETS: Final = (
+    *(("init",), ("keys", "create"), ("keys", "rotate"), ("token",), ("admin", "recover")),
+)
 #: Commands that are given secrets as arguments by tests of how they refuse or warn of that.
 TAKE_WHAT_IS_TYPED: Final = (("token",), ("verify",))
 
@@ -64,6 +66,7 @@ _SQLITE: Final = (b"SQLite format 3\0", b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83"
 _PAGE: Final = 4096
 _WAL_HEAD: Final = 32
 _FRAME: Final = 24 + _PAGE
+_POSTGRES_PAGE: Final = 8192
 _TO_STANDARD: Final = bytes.maketrans(b"-_", b"+/")
 
 
@@ -231,6 +234,25 @@ class Sweep:
             # Its home: the one file that holds it, and nothing but it.
             found = {secret for secret in found if secret.kind != SEALING_KEY}
         self._found(str(file), found)
+
+    def pages(self, folder: Path) -> None:
+        """Look at each file of a database server, page by page.
+
+        A new database is a copy of a template: most pages are in all of them.
+        """
+        for place, _, names in os.walk(folder):
+            for name in names:
+                with suppress(OSError):
+                    content = (Path(place) / name).read_bytes()
+                    new = b"\n".join(self._new_pages(content, _POSTGRES_PAGE))
+                    self._found(f"a file of PostgreSQL, {name}", self.secrets.find(new))
+
+    def _new_pages(self, content: bytes, size: int) -> Iterator[bytes]:
+        for at in range(0, len(content), size):
+            page = content[at : at + size]
+            if hash(page) not in self._pages:
+                self._pages.add(hash(page))
+                yield page
 
     def _new_in(self, file: Path) -> bytes:
         """The content; of a database, and of its log, the pages that no other one had before."""

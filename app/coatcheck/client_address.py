@@ -7,12 +7,17 @@ caller wrote there and decides nothing.
 Source: RFC 7239 §8.1 (forwarded information is only as good as who wrote it).
 """
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Final
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
+
+#: RFC 7239 §6: 192.0.2.1:4711, [2001:db8::1]:4711, and both without a port.
+_WITH_PORT: Final = re.compile(r"(?:\[([^\]]+)\]|([^:]+))(?::[0-9]{1,5})?")
 
 
 def client_address(
@@ -53,7 +58,6 @@ def _is_trusted(address: Address, trusted_proxies: Sequence[Network]) -> bool:
 
 
 def _without_port(text: str) -> str:
-    # RFC 7239 §6 forms: 192.0.2.1:4711, [2001:db8::1]:4711, [2001:db8::1] and plain addresses.
-    if text.startswith("["):
-        return text[1:].partition("]")[0]
-    return text.partition(":")[0] if text.count(":") == 1 else text
+    found = _WITH_PORT.fullmatch(text)
+    # What has neither form is left as it is: a plain IPv6 address, or none at all.
+    return text if found is None else found[1] or found[2]

@@ -421,7 +421,8 @@ def files(tests: Iterable[str]) -> list[str]:
 def concerned(mutant: Mutant, sources: Sequence[Source], known: Reach) -> list[str]:
     """The tests that reach whatever mentions the constant of a mutant."""
     places = {source.module: source.mentions(mutant.constant) for source in sources}
-    if not mutant.constant or None in places.values():
+    if not mutant.constant or None in places.values() or not any(places.values()):
+        # What no function of these modules mentions, a test may look at by itself.
         return list(known.usual_s)
     return [
         test

@@ -24,6 +24,7 @@ CASES: dict[str, tuple[str | None, Sequence[str], str | None]] = {
         "198.51.100.7",
     ),
     "a port behind": (PROXY, ["198.51.100.7:4711"], "198.51.100.7"),
+    "a high port behind": (PROXY, ["198.51.100.7:59999"], "198.51.100.7"),
     "IPv6": (PROXY, ["2001:db8::1"], "2001:db8::1"),
     "IPv6 in brackets": (PROXY, ["[2001:db8::1]"], "2001:db8::1"),
     "IPv6 with a port": (PROXY, ["[2001:db8::1]:4711"], "2001:db8::1"),

@@ -4,6 +4,7 @@
 check that moves by one is noticed.
 """
 
+import dataclasses
 import hashlib
 import threading
 import time
@@ -80,6 +81,14 @@ def test_what_is_wrong_with_a_document_is_told_by_its_kind(body: bytes, kind: st
         read_source(body, ISSUER)
 
     assert refused.value.kind == str(refused.value) == kind
+
+
+def test_a_stranger_who_signs_a_feed_is_told_by_its_kind() -> None:
+    """In a log as on a status page; the keys are looked up anew then."""
+    with pytest.raises(UnfitFeed) as refused:
+        read(a_feed("stranger"), SOURCE, ISSUER, NOW)
+
+    assert refused.value.kind == str(refused.value) == "unknown_feed_key"
 
 
 def test_a_feed_has_at_most_365_909_characters() -> None:
@@ -274,6 +283,13 @@ def test_the_status_before_the_first_feed_promises_nothing(follower: Changes, fe
     feeds.document = OSError("secret.example")
     follower.step()
     assert follower.status() == ChangesStatus("none", None, None, 0, "OSError")
+
+
+@pytest.mark.parametrize("value", [SOURCE, ChangesStatus("none", None, None, 0, None)], ids=type)
+def test_what_was_read_once_cannot_be_changed_afterwards(value: Any) -> None:
+    """Who signs a feed is decided by the issuer's document alone."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(value, dataclasses.fields(value)[0].name, "changed")
 
 
 ERRORS: dict[str, tuple[bytes | Exception, str]] = {

@@ -4,6 +4,9 @@
 check that moves by one is noticed.
 """
 
+import dataclasses
+import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -111,6 +114,22 @@ def test_an_rsa_key_of_the_faulty_chip_is_left_out() -> None:
 
     assert parse(key_set(rsa(roca))) == {}
     assert set(parse(key_set(rsa(roca + 2)))) == {"rsa"}
+
+
+#: Those of the published fingerprint for which not every remainder is such a power.
+ROCA_PRIMES = (11, 13, 17, 19, 37, 53, 61, 71, 73, 79, 97, 103, 107, 109, 127, 151, 157)
+
+
+@pytest.mark.parametrize("prime", ROCA_PRIMES)
+def test_an_rsa_key_that_lacks_a_part_of_the_fingerprint_is_good(prime: int) -> None:
+    """It was made elsewhere, though it looks alike modulo every number but the multiples of one."""
+    powers = {pow(65537, power, prime) for power in range(prime)}
+    others = math.lcm(*(number for number in range(1, 200) if number % prime))
+    alike = (65537**128 + others * step for step in itertools.count())
+
+    good = next(number for number in alike if number % prime not in powers)
+
+    assert set(parse(key_set(rsa(good)))) == {"rsa"}
 
 
 # The cache
@@ -369,6 +388,16 @@ def test_a_set_is_fresh_up_to_its_age_limit_and_usable_for_a_day_longer(
     assert cache.status() == KeySetStatus("none", None, None, (), None)
     with pytest.raises(IssuerUnavailable):
         cache.look_up("first")
+
+
+def test_what_was_read_once_cannot_be_changed_afterwards(cache: KeySet) -> None:
+    """It is replaced as a whole: threads read it without a lock."""
+    find(cache)
+
+    for value in (cache._loaded, cache.status(), cache.known("first")):
+        assert value is not None
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, dataclasses.fields(value)[0].name, None)
 
 
 def test_after_a_fork_a_set_goes_on_by_itself(

@@ -206,6 +206,12 @@ class PostgresStore:
             self._follower.require_fresh()
         return self._follower.clock_drift_s
 
+    def pool_connections(self) -> dict[str, int]:
+        """How many connections this process holds, by state: in a write, or waiting for work."""
+        pool: Any = None if self._engine is None else self._engine.pool
+        used, idle = (0, 0) if pool is None else (pool.checkedout(), pool.checkedin())
+        return {"used": used, "idle": idle + len(self._connections)}
+
     # --- writes
 
     @contextmanager

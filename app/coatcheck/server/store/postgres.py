@@ -77,7 +77,7 @@ _WRITERS: Final = 3
 #: Rows of the log that one poll brings.
 _MOST_NEWS: Final = 5000
 #: Seconds between two looks of a request that waits for a poll.
-_LOOK: Final = 0.02
+_LOOK: Final = 0.005
 #: Another process that changes the schema is waited for so long, in seconds.
 _UPGRADE_PATIENCE: Final = 60
 #: Advisory lock of whoever changes the schema.
@@ -223,7 +223,7 @@ class PostgresStore:
             yield tx
             session.flush()
             self._commit(session, tx.last_change_id)
-        if not read_only:
+        if tx.last_change_id is not None:
             self._follower.wrote()
 
     def _commit(self, session: Session, change_id: str | None) -> None:

@@ -12,7 +12,6 @@ COATCHECK_TEST_MODEL_EXAMPLES is how many stories are tried; each has up to 40 s
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from copy import copy
 from dataclasses import replace
 from typing import Any, ClassVar, Final
 
@@ -42,12 +41,13 @@ from coatcheck.verifier.changes import (
     Known,
     Signed,
     UnfitFeed,
-    Vouched,
     check_vouched,
     merge,
     read,
     read_source,
+    subjects_of,
 )
+from coatcheck.verifier.check import SignedClaims
 from coatcheck.verifier.errors import (
     IssuerUnavailable,
     UnknownSigningKey,
@@ -496,19 +496,19 @@ Merge = Callable[[Known | None, Signed, float], Known]
 def merge_by_replacing(known: Known | None, signed: Signed, arrived_at: float) -> Known:
     """Believes the last feed alone."""
     merged = merge(known, signed, arrived_at)
-    return merged._replace(
-        entries=dict(signed.entries), arrived_at=dict.fromkeys(signed.entries, arrived_at)
+    return replace(
+        merged, entries=dict(signed.entries), arrived_at=dict.fromkeys(signed.entries, arrived_at)
     )
 
 
 def merge_a_replay(known: Known | None, signed: Signed, arrived_at: float) -> Known:
     """Takes whatever is signed, however old."""
-    return merge(known and known._replace(seq=-1, log=""), signed, arrived_at)
+    return merge(known and replace(known, seq=-1, log=""), signed, arrived_at)
 
 
 def merge_and_forget(known: Known | None, signed: Signed, arrived_at: float) -> Known:
     """Counts an entry's half of a token's life from when it first came, and never again."""
-    merged = merge(known and known._replace(entries={}, arrived_at={}), signed, arrived_at)
+    merged = merge(known and replace(known, entries={}, arrived_at={}), signed, arrived_at)
     first: dict[str, float] = dict(known.arrived_at if known else {})
     for subject in signed.entries:
         first.setdefault(subject, arrived_at)
@@ -517,21 +517,18 @@ def merge_and_forget(known: Known | None, signed: Signed, arrived_at: float) -> 
         for subject, seq in signed.entries.items()
         if arrived_at - first[subject] < TOKEN_LIFETIME / 2
     }
-    return merged._replace(entries=young, arrived_at=first)
+    return replace(merged, entries=young, arrived_at=first)
 
 
-def check_too_much(vouched: Vouched, known: Known) -> None:
+def check_too_much(signed: SignedClaims, known: Known) -> None:
     """Holds against a token what its issuer had already read."""
-    earlier = copy(vouched)
-    earlier.as_of -= 1
-    check_vouched(earlier, known)
+    assert signed.as_of is not None
+    check_vouched(signed._replace(as_of=signed.as_of - 1), known)
 
 
-def check_the_api_key_alone(vouched: Vouched, known: Known) -> None:
+def check_the_api_key_alone(signed: SignedClaims, known: Known) -> None:
     """Looks at the first subject only."""
-    alone = copy(vouched)
-    alone._subjects = vouched.subjects[:1]
-    check_vouched(alone, known)
+    check_vouched(signed._replace(subjects=subjects_of(signed)[:1]), known)
 
 
 def with_merge(merging: Merge) -> Parts:

@@ -39,7 +39,8 @@ from coatcheck.server.signing import NoSigner, Purpose, RingKeeper
 from coatcheck.server.store import ApiKeyRecord, Found
 from coatcheck.server.store.sqlite import SqliteStore
 from coatcheck.verifier import check, keyset
-from coatcheck.verifier.changes import Changes, ChangesStatus, Known, Vouched, check_vouched
+from coatcheck.verifier.changes import Changes, ChangesStatus, Known, check_vouched
+from coatcheck.verifier.check import SignedClaims
 from coatcheck.verifier.errors import IssuerUnavailable, VerifierError
 from support.deployment import AUDIENCE, ISSUER, TESTER, Clock, Deployment, a_deployment
 
@@ -129,7 +130,7 @@ class Parts:
     feed: Callable[[str, PausingStore, RingKeeper, Tell], SignsFeeds] = Feed
     issuer: Callable[[str, Catalog, RingKeeper, int], Issues] = Issuer
     follow: Callable[[Fetch, Tell, Tell], Follows] = follow
-    check: Callable[[Vouched, Known], None] = check_vouched
+    check: Callable[[SignedClaims, Known], None] = check_vouched
 
 
 # --- what is true
@@ -182,14 +183,13 @@ class Token:
 
     api_key: ApiKey
     secret: Secret
-    signed: check.SignedClaims
-    vouched: Vouched
+    signed: SignedClaims
     began: int
     minted: int
 
     @property
     def kid(self) -> str:
-        return self.vouched.kid
+        return self.signed.signing_key.kid
 
     @property
     def jti(self) -> str:
@@ -551,12 +551,13 @@ class World:
         return token
 
     def _read(self, node: Node, text: str, api_key: ApiKey, secret: Secret, began: int) -> Token:
-        unverified = check.read(text, _expected(0))
-        signing_key = node.ring.last_known.get(unverified.header.kid)
-        assert signing_key is not None
-        signed = check.check_signed(unverified, _public(json.dumps(signing_key.public_jwk)))
-        vouched = Vouched(signed.signing_key.kid, signed.claims)
-        return Token(api_key, secret, signed, vouched, began, self.moment())
+        def find(kid: str) -> check.SigningKey:
+            signing_key = node.ring.last_known.get(kid)
+            assert signing_key is not None
+            return _public(json.dumps(signing_key.public_jwk))
+
+        signed = check.check_signed(text, _expected(0), find)
+        return Token(api_key, secret, signed, began, self.moment())
 
     def sign_feed(self, node: Node, *, meanwhile: Meanwhile = None) -> SignedFeed:
         """The feed as a node hands it out now."""
@@ -644,7 +645,7 @@ class World:
         try:
             now = self.clock.now + verifier.skew_s
             check.check_use(token.signed, verifier.expected, now, Situation())
-            self.parts.check(token.vouched, known)
+            self.parts.check(token.signed, known)
         except VerifierError as error:
             return error
         return None

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from coatcheck import feed_profile
 from coatcheck.durations import (
@@ -28,25 +28,31 @@ from coatcheck.durations import (
     FIRST_LOAD_TIMEOUT,
     LEEWAY_MAX,
 )
+from coatcheck.token_profile import ALGORITHMS
 from coatcheck.verifier import check, keyset
-from coatcheck.verifier.check import SigningKey
+from coatcheck.verifier.check import SignedClaims, SigningKey
 from coatcheck.verifier.errors import (
     IssuerUnavailable,
     TokenMalformed,
     TokenRevoked,
     UnknownSigningKey,
     VerifierError,
+    WrongType,
 )
 
 #: Seconds: how long to wait before the next try, doubled with each failure in a row.
 _FIRST_PAUSE: Final = 0.25
 _LONGEST_PAUSE: Final = 5.0
-#: Arrays and objects in a feed: the claims, the entries, the kids.
-_MAX_CONTAINERS: Final = 100
 
 #: The claims that name a token's subjects, beside its signing key, its `jti` and everything.
 _SUBJECT_CLAIMS: Final = ("sub", "org_id", "project_id", "group")
 _subject: Final = lru_cache(maxsize=4096)(feed_profile.subject)
+
+_FORM: Final = check.Form(
+    types=frozenset((feed_profile.TYPE,)),
+    algorithms=frozenset(ALGORITHMS),
+    max_bytes=feed_profile.MAX_FEED_BYTES,
+)
 
 Fetch = Callable[[str], bytes]
 
@@ -110,8 +116,9 @@ def read_source(body: bytes, issuer: str) -> Source:
 def read(text: bytes, source: Source, issuer: str, now: float) -> Signed:
     """Check one feed by itself.
 
-    1. Form and header: ASCII, bounded, a JWS whose `typ` is the feed's.
-    2. The signing key is one that the issuer names for feeds, and the signature fits.
+    1. Form: ASCII, bounded.
+    2. A JWS whose `typ` is the feed's; the signing key is one that the issuer names for feeds, and
+       the signature fits; JSON.
     3. `iss` is the issuer, `aud` the feed's own address.
     4. `iat` is not ahead, `exp` not past; LEEWAY_MAX is granted to both.
     5. `log`, `seq`, `entries` and `kids` have their types; no entry is above `seq`.
@@ -123,19 +130,16 @@ def read(text: bytes, source: Source, issuer: str, now: float) -> Signed:
     # 1
     if len(text) > feed_profile.MAX_FEED_BYTES or not text.isascii():
         raise UnfitFeed("too_long")
-    try:
-        unverified = check.take_apart(text)
-    except VerifierError:
-        raise UnfitFeed("no_jws") from None
-    if unverified.header.typ != feed_profile.TYPE:
-        raise UnfitFeed("wrong_type")
     # 2
-    signing_key = source.signing_keys.get(unverified.header.kid)
-    if signing_key is None:
-        raise UnknownFeedKey
     try:
-        check.check_signature(unverified, signing_key)
-        claims = check.json_object(unverified.payload, _MAX_CONTAINERS)
+        signing_key, payload = check.open_jws(text.decode(), _FORM, source.signing_keys.get)
+        claims = check.json_object(payload, check.MAX_CONTAINERS)
+    except UnknownSigningKey:
+        raise UnknownFeedKey from None
+    except WrongType:
+        raise UnfitFeed("wrong_type") from None
+    except TokenMalformed:
+        raise UnfitFeed("no_jws") from None
     except (VerifierError, ValueError):
         raise UnfitFeed("bad_signature") from None
     # 3
@@ -162,7 +166,8 @@ def read(text: bytes, source: Source, issuer: str, now: float) -> Signed:
     return Signed(log, seq, entries, frozenset(kids), issued_at)
 
 
-class Known(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Known:
     """What all feeds so far said.  Replaced as a whole, so that readers need no lock."""
 
     log: str
@@ -253,7 +258,8 @@ class Changes:
         self._last_error: str | None = None
         self._failures = 0
         self._is_closed = False
-        self._is_current = False
+        #: As `known`, for every request: once it is there, the thread has been started.
+        self.at_hand: Known | None = None
         self._thread: threading.Thread | None = None
         self._renew_locks()
         _EVERY_CHANGES.add(self)
@@ -262,7 +268,7 @@ class Changes:
         """What is known; None before the first good feed.  Never waits; starts the thread."""
         if self._thread is None:
             self._start_thread()
-        return self._known if self._is_current else None
+        return self.at_hand
 
     def wait_for_first(self) -> Known:
         """Wait for the first good feed.
@@ -272,7 +278,9 @@ class Changes:
         """
         self.known()
         with self._settled:
-            self._settled.wait_for(lambda: self._is_current, timeout=self._first_load_timeout_s)
+            self._settled.wait_for(
+                lambda: self.at_hand is not None, timeout=self._first_load_timeout_s
+            )
         if self._known is None:
             raise IssuerUnavailable(1)
         return self._known
@@ -309,7 +317,7 @@ class Changes:
                 self._source = read_source(self._fetch(self._document_url), self._issuer)
             known = self._known
             # A first feed is wanted at once, as is one after a failure: it tells what is fresh.
-            is_caught_up = self._is_current and self._failures == 0
+            is_caught_up = self.at_hand is not None and self._failures == 0
             after = known.seq if known is not None else -1
             wait_s = FEED_WAIT_MAX if is_caught_up else 0
             text = self._fetch(f"{self._source.url}?after={after}&wait={wait_s}")
@@ -326,7 +334,7 @@ class Changes:
             # Verifiers that lost their issuer together come back one by one.
             return pause * random.uniform(0.5, 1)  # noqa: S311 - no secret
         with self._settled:
-            self._known, self._is_current = merged, True
+            self._known = self.at_hand = merged
             self._last_error, self._failures = None, 0
             self._settled.notify_all()
         return 0
@@ -357,7 +365,7 @@ class Changes:
     def _after_fork(self) -> None:
         """In the child: the thread stayed behind, and a lock may be held by nobody."""
         self._renew_locks()
-        self._is_current = False
+        self.at_hand = None
 
     def _renew_locks(self) -> None:
         self._settled = threading.Condition(threading.Lock())
@@ -377,42 +385,7 @@ def _follow(reference: "weakref.ref[Changes]", wake: threading.Event) -> None:
             return
 
 
-class Vouched:
-    """A token as the feed sees it: what it hangs on, and as of when its issuer vouched for it.
-
-    Attributes:
-        as_of: up to where the issuer had read its change log.
-    """
-
-    __slots__ = ("_claims", "_subjects", "as_of", "kid")
-
-    def __init__(self, kid: str, claims: Mapping[str, Any]) -> None:
-        """Read verified claims.
-
-        Raises:
-            TokenMalformed: a claim that only this issuer's profile requires is missing.
-        """
-        as_of = claims.get("as_of")
-        if type(as_of) is not int or "org_id" not in claims or "env" not in claims:
-            raise TokenMalformed("The claims org_id, env and as_of are required to follow a feed.")
-        self.kid = kid
-        self.as_of = as_of
-        self._claims = claims
-        self._subjects: tuple[str, ...] | None = None
-
-    @property
-    def subjects(self) -> tuple[str, ...]:
-        """In the feed's form.  Worked out when a feed first names anything at all."""
-        if self._subjects is None:
-            claims = self._claims
-            hung_on = [str(claims[name]) for name in _SUBJECT_CLAIMS if name in claims]
-            shared = map(_subject, (*hung_on, self.kid, feed_profile.EVERYTHING))
-            # Every token has another `jti`: remembering its form would only push out the others.
-            self._subjects = (*shared, feed_profile.subject(claims["jti"]))
-        return self._subjects
-
-
-def check_vouched(vouched: Vouched, known: Known) -> None:
+def check_vouched(signed: SignedClaims, known: Known) -> None:
     """Hold a verified token against what the feeds said.
 
     14. Its signing key is still listed.  A feed that is older than the token cannot know one that
@@ -421,16 +394,30 @@ def check_vouched(vouched: Vouched, known: Known) -> None:
 
     Raises:
         UnknownSigningKey, TokenRevoked: the step that fails.
+        TokenMalformed: a claim that only this issuer's profile requires is missing.
     """
+    as_of = signed.as_of
+    if as_of is None:
+        raise TokenMalformed("The claims org_id, env and as_of are required to follow a feed.")
     # 14
-    if vouched.kid not in known.kids and vouched.as_of <= known.seq:
+    if signed.signing_key.kid not in known.kids and as_of <= known.seq:
         raise UnknownSigningKey
     # 15
     entries = known.entries
     if entries:
-        for subject in vouched.subjects:
-            if entries.get(subject, -1) > vouched.as_of:
+        for subject in signed.subjects or subjects_of(signed):
+            if entries.get(subject, -1) > as_of:
                 raise TokenRevoked
+
+
+def subjects_of(signed: SignedClaims) -> list[str]:
+    """What a token hangs on, in the feed's form.  Worked out when a feed first names anything."""
+    claims = signed.claims
+    hung_on = [str(claims[name]) for name in _SUBJECT_CLAIMS if name in claims]
+    shared = map(_subject, (*hung_on, signed.signing_key.kid, feed_profile.EVERYTHING))
+    # Every token has another `jti`: remembering its form would only push out the others.
+    signed.subjects[:] = (*shared, feed_profile.subject(claims["jti"]))
+    return signed.subjects
 
 
 _EVERY_CHANGES: "weakref.WeakSet[Changes]" = weakref.WeakSet()

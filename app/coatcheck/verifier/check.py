@@ -1,14 +1,17 @@
 """The numbered check of an access token.  Pure: no I/O, no clock, no settings of its own.
 
-Three functions, because they are called at different times:
+Two functions, because they are called at different times:
 
-- `read` looks at the token's form and header; it tells which signing key to look for.
 - `check_signed` checks what can never change for this text: signature and types of the claims.
+  Its first half, `open_jws`, holds for whatever an issuer signs.
 - `check_use` checks what may differ each time the same token is presented.
 
 PyJWT reads the key set and is the oracle in the tests.  Its `decode` is not used: it checks less
 than RFC 9068 asks for, and the parsing around the signature costs half as much as the signature.
-This file runs for each token that is seen for the first time, so it does each thing once.
+
+This file runs for each token that is seen for the first time, so it does each thing once.  A
+signature has then emptied the processor's caches: each function that is called, and each object
+that is made, costs a multiple of what it costs in a loop.
 
 Source: RFC 7515 §5.2 and RFC 7519 §7.2 (validation), RFC 9068 §2 and §4 (access tokens),
 RFC 8725 §3 (best practices), RFC 7518 §3 and RFC 8037 §3.1 (algorithms).
@@ -49,10 +52,11 @@ _required_claims: Final = itemgetter(*REQUIRED_CLAIMS)
 #: Never empty, and never anything but a text.
 _TEXTS: Final = frozenset(("iss", "sub", "client_id", "jti", "org_id", "env", "project_id"))
 
+#: A number, because `b"." in data` raises and catches a TypeError inside, for a microsecond.
+_DOT: Final = ord(".")
 _JSON_BLANKS: Final = " \t\r\n"  # RFC 8259 §2
 
-#: Makes a named tuple.  Calling its class runs a Python function first, and a signature has just
-#: emptied the processor's caches: each such call costs a microsecond there.
+#: Makes a named tuple.  Calling its class runs a Python function first.
 _made: Final = tuple.__new__
 
 _CHECKS: Final = tuple(
@@ -68,31 +72,39 @@ class SigningKey:
         kid: its name in the key set; opaque.
         algorithm: the only one it may be used with (RFC 8725 §3.1).
         members: its public JWK members; two keys are equal if these are.
-        signature_bytes: how long each of its signatures is.
     """
 
     kid: str
     algorithm: Algorithm
     members: tuple[tuple[str, str], ...]
-    signature_bytes: int
     #: Takes signature and message; raises InvalidSignature if they do not belong together.
     verify: Callable[[bytes, bytes], None] = field(compare=False, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """What is read at all.
+
+    Attributes:
+        types: accepted `typ` values, lower case, without `application/`.
+    """
+
+    types: frozenset[str]
+    algorithms: frozenset[str]
+    max_bytes: int = MAX_TOKEN_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected(Form):
     """What a token has to agree with at this resource server.
 
     Attributes:
         audiences: the names of this resource server; the first one is told to callers.
-        types: accepted `typ` values, lower case, without `application/`.
         leeway_s: how far the clocks of issuer and resource server may be apart.
     """
 
     issuer: str
     audiences: tuple[str, ...]
-    types: frozenset[str]
-    algorithms: frozenset[str]
     leeway_s: float
 
 
@@ -105,16 +117,16 @@ class Header:
     kid: str
 
 
-class Unverified(NamedTuple):
-    """A token in pieces.  Nothing in it has been proven.
+#: Gives the signing key of this name; None: there is none at hand.
+FindSigningKey = Callable[[str], SigningKey | None]
 
-    A tuple, as `SignedClaims` is: a frozen dataclass takes three times as long to make.
-    """
 
-    header: Header
-    signing_input: bytes
-    payload: bytes
-    signature: bytes
+class NoSigningKey(errors.UnknownSigningKey):
+    """No signing key of this name is at hand; it may be worth asking the issuer for it."""
+
+    def __init__(self, kid: str) -> None:
+        super().__init__()
+        self.kid = kid
 
 
 class SignedClaims(NamedTuple):
@@ -129,43 +141,34 @@ class SignedClaims(NamedTuple):
     starts_at: float
     expires_at: int
     must: tuple[str, ...]
+    #: Up to where its issuer had read the change log; None: it has not all that a feed asks for.
+    as_of: int | None
     # Any: `check_signed` has looked at the types of those that are named there.
     claims: Mapping[str, Any]
+    #: What it hangs on, in the feed's form; empty until `changes` works it out.
+    subjects: list[str]
 
 
-def read(token: str, expected: Expected) -> Unverified:
-    """Take a presented token apart, as far as no signing key is needed.
+def open_jws(text: str, form: Form, find: FindSigningKey) -> tuple[SigningKey, bytes]:
+    """The payload of a compact JWS, and the signing key that stands for it.
 
-    1. Form: at most MAX_TOKEN_BYTES of ASCII (a) in three parts (b), each base64url in its one
-       spelling (c).
+    1. Form: bounded ASCII (a) in three parts (b), each base64url in its one spelling (c).
     2. Header: a JSON object with `alg` and `kid`, and no member that would change its meaning.
     3. `typ` and `alg` are among those accepted here.
+    4. The signing key has the `kid` of the header.
+    5. `alg` is the algorithm of that signing key.
+    6. The signature fits.
 
     Raises:
         VerifierError: the first step that fails.
     """
     # 1a, before anything that costs more.
-    if len(token) > MAX_TOKEN_BYTES or not token.isascii():
+    if len(text) > form.max_bytes or not text.isascii():
         raise errors.TokenMalformed
-    unverified = take_apart(token.encode())
-    # 3
-    if unverified.header.typ not in expected.types:
-        raise errors.WrongType
-    if unverified.header.algorithm not in expected.algorithms:
-        raise errors.BadAlgorithm
-    return unverified
-
-
-def take_apart(text: bytes) -> Unverified:
-    """Steps 1b to 2 of `read`: what holds for every compact JWS.
-
-    Args:
-        text: ASCII of a bounded length.
-    """
     # 1b
-    signing_input, _, signature_text = text.rpartition(b".")
+    signing_input, _, signature_text = text.encode().rpartition(b".")
     header_text, dot, payload_text = signing_input.partition(b".")
-    if not dot or b"." in payload_text:
+    if not dot or _DOT in payload_text:
         raise errors.TokenMalformed
     # 2
     header = _header(header_text)
@@ -174,15 +177,30 @@ def take_apart(text: bytes) -> Unverified:
         payload, signature = base64url.decode(payload_text), base64url.decode(signature_text)
     except ValueError:
         raise errors.TokenMalformed from None
-    return _made(Unverified, (header, signing_input, payload, signature))
+    # 3
+    if header.typ not in form.types:
+        raise errors.WrongType
+    if header.algorithm not in form.algorithms:
+        raise errors.BadAlgorithm
+    # 4
+    signing_key = find(header.kid)
+    if signing_key is None or signing_key.kid != header.kid:
+        raise NoSigningKey(header.kid)
+    # 5
+    if signing_key.algorithm != header.algorithm:
+        raise errors.BadAlgorithm
+    # 6
+    try:
+        signing_key.verify(signature, signing_input)
+    except InvalidSignature:
+        raise errors.BadSignature from None
+    return signing_key, payload
 
 
-def check_signed(unverified: Unverified, signing_key: SigningKey) -> SignedClaims:
+def check_signed(token: str, expected: Expected, find: FindSigningKey) -> SignedClaims:
     """Check what stays as it is for as long as the signing key is published.
 
-    4. The signing key has the `kid` of the header.
-    5. `alg` is the algorithm of that signing key.
-    6. The signature fits.
+    1. to 6. `open_jws`.
     7. The payload is one JSON object in UTF-8, without duplicate names, NaN or giant numbers.
     8. The claims that RFC 9068 §2.2 requires are there, and all claims known here have their
        types.
@@ -190,11 +208,11 @@ def check_signed(unverified: Unverified, signing_key: SigningKey) -> SignedClaim
     Raises:
         VerifierError: the first step that fails.
     """
-    # 4 to 6
-    check_signature(unverified, signing_key)
+    # 1 to 6
+    signing_key, payload = open_jws(token, expected, find)
     # 7
     try:
-        claims = json_object(unverified.payload, MAX_CONTAINERS)
+        claims = json_object(payload, MAX_CONTAINERS)
     except ValueError:
         raise errors.TokenMalformed from None
     # 8
@@ -225,27 +243,15 @@ def check_signed(unverified: Unverified, signing_key: SigningKey) -> SignedClaim
     # RFC 7519 §4.1.3: one text or a list of them.
     audiences = (audience,) if type(audience) is str and audience else _texts("aud", audience)
     must = _texts("must", claims["must"]) if "must" in claims else ()
+    # Of this issuer's profile, and required only where a feed is followed.
+    as_of = claims.get("as_of")
+    if type(as_of) is not int or "org_id" not in claims or "env" not in claims:
+        as_of = None
     frozen = MappingProxyType(claims)
     return _made(
-        SignedClaims, (signing_key, issuer, audiences, starts_at, expires_at, must, frozen)
+        SignedClaims,
+        (signing_key, issuer, audiences, starts_at, expires_at, must, as_of, frozen, []),
     )
-
-
-def check_signature(unverified: Unverified, signing_key: SigningKey) -> None:
-    """Steps 4 to 6 of `check_signed`: what holds for every JWS."""
-    # 4
-    if unverified.header.kid != signing_key.kid:
-        raise errors.UnknownSigningKey
-    # 5
-    if unverified.header.algorithm != signing_key.algorithm:
-        raise errors.BadAlgorithm
-    # 6 RFC 7518 §3.4: R and S have full length; DER or a shortened half is no signature.
-    if len(unverified.signature) != signing_key.signature_bytes:
-        raise errors.BadSignature
-    try:
-        signing_key.verify(unverified.signature, unverified.signing_input)
-    except InvalidSignature:
-        raise errors.BadSignature from None
 
 
 def check_use(signed: SignedClaims, expected: Expected, now: float, situation: Situation) -> str:
@@ -267,13 +273,15 @@ def check_use(signed: SignedClaims, expected: Expected, now: float, situation: S
     Raises:
         VerifierError: the first step that fails.
     """
+    # At once: a named tuple looks for each name anew.
+    _, issuer, audiences, starts_at, expires_at, must, _, claims, _ = signed
     # 9
-    if signed.issuer != expected.issuer:
+    if issuer != expected.issuer:
         raise errors.WrongIssuer(
             f"The access token comes from another issuer than {expected.issuer}"
         )
     # 10
-    for audience in signed.audiences:
+    for audience in audiences:
         if audience in expected.audiences:
             break
     else:
@@ -282,17 +290,17 @@ def check_use(signed: SignedClaims, expected: Expected, now: float, situation: S
         )
     # 11
     leeway_s = expected.leeway_s
-    if signed.expires_at + leeway_s <= now:
+    if expires_at + leeway_s <= now:
         raise errors.TokenExpired
-    if signed.starts_at - leeway_s > now:
+    if starts_at - leeway_s > now:
         raise errors.TokenFromFuture
     # 12
-    for name in signed.must:
+    for name in must:
         if name not in KNOWN:
             raise errors.UnknownRestriction
     # 13
     for restriction_check in _CHECKS:
-        restriction_check(signed.claims, situation, _refuse)
+        restriction_check(claims, situation, _refuse)
     return audience
 
 
@@ -306,11 +314,18 @@ def json_object(data: bytes, max_containers: int) -> dict[str, Any]:
     Raises:
         ValueError: it is no such object.  The message is Python's and may repeat input.
     """
-    if data.count(b"[") + data.count(b"{") > max_containers:
-        raise ValueError("too many arrays and objects")
     text = data.decode().strip(_JSON_BLANKS)
+    # As almost every payload is.  Its commas tell that no name occurs twice, so that the scan need
+    # not hand each member to Python, which would cost a third more.
+    is_flat = text.rfind("{") == 0 and "[" not in text
+    if not is_flat and text.count("{") + text.count("[") > max_containers:
+        raise ValueError("too many arrays and objects")
     try:
-        value, end = _scan_json(text, 0)
+        value, end = (_scan_flat if is_flat else _scan_json)(text, 0)
+        if is_flat and text.count(",") >= len(value):
+            # Members have one comma less than there are members.  Here are more: in a text, or
+            # because a name occurs twice and its last member alone was kept.  This scan tells.
+            value, end = _scan_json(text, 0)
         if "\\" in text:
             # An escaped half of a surrogate pair is a text that nobody can write down again.
             json.dumps(value, ensure_ascii=False).encode()
@@ -399,8 +414,14 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-#: Takes a text and where to begin; returns a value and where it ends.
-_scan_json: Final[Callable[[str, int], tuple[Any, int]]] = cast(
-    Any,
-    json.JSONDecoder(object_pairs_hook=_members, parse_float=_number, parse_constant=_no_constant),
-).scan_once
+def _scanner(hook: Callable[[Any], object] | None = None) -> Callable[[str, int], tuple[Any, int]]:
+    """Takes a text and where to begin; returns a value and where it ends."""
+    decoder: Any = json.JSONDecoder(
+        object_pairs_hook=hook, parse_float=_number, parse_constant=_no_constant
+    )
+    return cast(Callable[[str, int], tuple[Any, int]], decoder.scan_once)
+
+
+_scan_json: Final = _scanner(_members)
+#: For flat objects.  Of members that have the same name it keeps the last one.
+_scan_flat: Final = _scanner()

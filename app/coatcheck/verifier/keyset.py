@@ -27,12 +27,12 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 import jwt
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from coatcheck import base64url
@@ -70,6 +70,8 @@ _SHA256: Final = SHA256()
 #: hashlib hashes a token in two thirds of the time that `cryptography` takes.
 _ECDSA: Final = ECDSA(Prehashed(_SHA256))
 _PKCS1: Final = PKCS1v15()
+#: Of ES256 and of Ed25519.
+_R_AND_S_BYTES: Final = 64
 
 # CVE-2017-15361 (ROCA): a faulty chip made primes that are powers of 65537 modulo each of these.
 # A modulus whose every remainder is such a power is practically never made by anything else.
@@ -144,7 +146,7 @@ def _signing_key(jwk: object) -> SigningKey | None:
     if isinstance(key.key, RSAPublicKey) and not _is_fit_rsa(key.key):
         return None
     members = tuple(public_members.items())
-    return SigningKey(kid, algorithm, members, *_verification(key.key))
+    return SigningKey(kid, algorithm, members, _verification(key.key))
 
 
 def _is_fit_rsa(public: RSAPublicKey) -> bool:
@@ -157,32 +159,62 @@ def _is_fit_rsa(public: RSAPublicKey) -> bool:
     )
 
 
-def _verification(public: object) -> tuple[int, Callable[[bytes, bytes], None]]:
-    """How long a signature is, and how it is verified.
+def _verification(public: object) -> Callable[[bytes, bytes], None]:
+    """Verifies a signature of the one length that this signing key makes.
 
     PyJWT's algorithms do the same, but look at the key's class and build hash and padding anew
     for each signature, which costs a tenth of an ES256 verification.
     """
     match public:
         case EllipticCurvePublicKey():
-            return 64, _es256(public.verify)
+            return _es256(public.verify)
         case RSAPublicKey():
-            size = (public.key_size + 7) // 8
-            return size, lambda sig, msg: public.verify(sig, msg, _PKCS1, _SHA256)
+            return _rs256(public.verify, (public.key_size + 7) // 8)
         case Ed25519PublicKey():
-            return 64, public.verify
+            return _eddsa(public.verify)
     raise TypeError("no algorithm of ours")
 
 
-def _es256(
-    verify: Callable[[bytes, bytes, ECDSA], None],
-) -> Callable[[bytes, bytes], None]:
+def _es256(verify: Callable[[bytes, bytes, ECDSA], None]) -> Callable[[bytes, bytes], None]:
     def verify_es256(signature: bytes, message: bytes) -> None:
-        """RFC 7518 §3.4: the signature is R and S, each of full length."""
-        r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
-        verify(encode_dss_signature(r, s), sha256(message).digest(), _ECDSA)
+        """RFC 7518 §3.4: R and S have full length; DER or a shortened half is no signature.
+
+        OpenSSL takes DER all the same: no zeros ahead, but one where the number would be negative
+        (X.690 §8.3).
+        """
+        if len(signature) != _R_AND_S_BYTES:
+            raise InvalidSignature
+        r, s = signature[:32].lstrip(b"\0"), signature[32:].lstrip(b"\0")
+        if r >= b"\x80":
+            r = b"\0" + r
+        if s >= b"\x80":
+            s = b"\0" + s
+        der = b"\x30%c\x02%c%b\x02%c%b" % (len(r) + len(s) + 4, len(r), r, len(s), s)
+        verify(der, sha256(message).digest(), _ECDSA)
 
     return verify_es256
+
+
+def _rs256(
+    verify: Callable[[bytes, bytes, PKCS1v15, SHA256], None], size: int
+) -> Callable[[bytes, bytes], None]:
+    def verify_rs256(signature: bytes, message: bytes) -> None:
+        """RFC 8017 §8.2.2: as long as the modulus."""
+        if len(signature) != size:
+            raise InvalidSignature
+        verify(signature, message, _PKCS1, _SHA256)
+
+    return verify_rs256
+
+
+def _eddsa(verify: Callable[[bytes, bytes], None]) -> Callable[[bytes, bytes], None]:
+    def verify_eddsa(signature: bytes, message: bytes) -> None:
+        """RFC 8032 §5.1.6: R and S of 32 bytes each."""
+        if len(signature) != _R_AND_S_BYTES:
+            raise InvalidSignature
+        verify(signature, message)
+
+    return verify_eddsa
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,11 @@ each step is one operation on a dictionary, and a race that is lost costs one re
 import contextlib
 from collections import OrderedDict
 
-from coatcheck.verifier.changes import Vouched
 from coatcheck.verifier.check import SignedClaims
 from coatcheck.verifier.principal import Principal
 
 #: A token that passed every step once.  The steps that depend on the moment come again.
-Remembered = tuple[SignedClaims, Principal, Vouched | None]
+Remembered = tuple[SignedClaims, Principal]
 
 
 class Memo:

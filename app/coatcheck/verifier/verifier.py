@@ -158,6 +158,7 @@ class Verifier:
                 _require_safe(base + _WELL_KNOWN_COATCHECK, unsafe_plain_http=unsafe_plain_http)
             fetch = partial(_fetch, unsafe_plain_http=unsafe_plain_http, trust_env=trust_env)
         self._key_set = keyset.KeySet(partial(fetch, key_set_url), monotonic=monotonic)
+        self._signing_key_at_hand = self._key_set.known
         service_key = service_key or os.environ.get("COATCHECK_SERVICE_KEY")
         if service_key and check_api_key:
             raise ValueError("service_key, check_api_key: one of them, not both")
@@ -382,35 +383,37 @@ class Verifier:
     def _verify(self, token: str, situation: Situation) -> Principal:
         known = None
         if self._changes is not None:
-            known = self._changes.known() or self._changes.wait_for_first()
+            known = self._changes.at_hand or self._changes.wait_for_first()
         # None that is longer was remembered; looking for it would cost as much as it is long.
         remembered = self._memo.get(token) if len(token) <= MAX_TOKEN_BYTES else None
         principal = remembered and self._again(token, remembered, situation, known)
         if principal is None:
-            unverified = check.read(token, self._expected)
-            kid = unverified.header.kid
-            signing_key = self._key_set.known(kid) or self._look_up(kid, known)
-            if signing_key is None:
-                signing_key = self._key_set.wait_for(kid)
-            principal = self._accept(token, unverified, signing_key, situation, known)
+            try:
+                return self._accept(token, self._signing_key_at_hand, situation, known)
+            except check.NoSigningKey as missing:
+                kid = missing.kid
+            signing_key = self._look_up(kid, known) or self._key_set.wait_for(kid)
+            principal = self._accept(token, {kid: signing_key}.get, situation, known)
         return principal
 
     async def _verify_async(self, token: str, situation: Situation) -> Principal:
         known = None
         if self._changes is not None:
-            known = self._changes.known()
+            known = self._changes.at_hand
             if known is None:
                 known = await asyncio.to_thread(self._changes.wait_for_first)
         # None that is longer was remembered; looking for it would cost as much as it is long.
         remembered = self._memo.get(token) if len(token) <= MAX_TOKEN_BYTES else None
         principal = remembered and self._again(token, remembered, situation, known)
         if principal is None:
-            unverified = check.read(token, self._expected)
-            kid = unverified.header.kid
-            signing_key = self._key_set.known(kid) or self._look_up(kid, known)
+            try:
+                return self._accept(token, self._signing_key_at_hand, situation, known)
+            except check.NoSigningKey as missing:
+                kid = missing.kid
+            signing_key = self._look_up(kid, known)
             if signing_key is None:
                 signing_key = await asyncio.to_thread(self._key_set.wait_for, kid)
-            principal = self._accept(token, unverified, signing_key, situation, known)
+            principal = self._accept(token, {kid: signing_key}.get, situation, known)
         return principal
 
     def _look_up(self, kid: str, known: changes.Known | None) -> check.SigningKey | None:
@@ -426,7 +429,7 @@ class Verifier:
         known: changes.Known | None,
     ) -> Principal | None:
         """The caller whose very token was verified before, if everything else still holds."""
-        signed, principal, vouched = remembered
+        signed, principal = remembered
         if self._key_set.known(signed.signing_key.kid) is not signed.signing_key:
             # Withdrawn, or another key under its name, or the key set is too old to count.
             self._memo.drop(token)
@@ -436,8 +439,7 @@ class Verifier:
             if known is not None:
                 if self._refuses_stale:
                     self._require_fresh(known)
-                if vouched is not None:
-                    changes.check_vouched(vouched, known)
+                changes.check_vouched(signed, known)
         except (TokenExpired, TokenRevoked):
             self._memo.drop(token)
             raise
@@ -446,21 +448,18 @@ class Verifier:
     def _accept(
         self,
         token: str,
-        unverified: check.Unverified,
-        signing_key: check.SigningKey,
+        find: check.FindSigningKey,
         situation: Situation,
         known: changes.Known | None,
     ) -> Principal:
-        signed = check.check_signed(unverified, signing_key)
+        signed = check.check_signed(token, self._expected, find)
         audience = check.check_use(signed, self._expected, self._clock(), situation)
-        vouched = None
         if known is not None:
-            vouched = changes.Vouched(signing_key.kid, signed.claims)
             if self._refuses_stale:
                 self._require_fresh(known)
-            changes.check_vouched(vouched, known)
+            changes.check_vouched(signed, known)
         principal = from_claims(signed.claims, signed.expires_at, audience, self._protection)
-        self._memo.put(token, (signed, principal, vouched))
+        self._memo.put(token, (signed, principal))
         return principal
 
     def _require_fresh(self, known: changes.Known) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from coatcheck import feed_profile
-from coatcheck.verifier import IssuerUnavailable, TokenRevoked, UnknownSigningKey
+from coatcheck.verifier import IssuerUnavailable, TokenRevoked, UnknownSigningKey, keyset
 from coatcheck.verifier import changes as module
 from coatcheck.verifier.changes import (
     Changes,
@@ -22,12 +22,13 @@ from coatcheck.verifier.changes import (
     Known,
     Signed,
     UnfitFeed,
-    Vouched,
     check_vouched,
     merge,
     read,
     read_source,
+    subjects_of,
 )
+from coatcheck.verifier.check import Expected, SignedClaims, check_signed
 from support.tokens import ISSUER, NOW, SetClock, as_json, base64url, changed, claims, signer
 
 FEED_URL = f"{ISSUER}/oauth/revocations"
@@ -188,21 +189,41 @@ def test_the_words_and_limits_of_a_feed_are_the_contracts() -> None:
 
 def test_a_token_hangs_on_all_of_its_subjects() -> None:
     """Its API key, organization, project, group, signing key, `jti`, and everything."""
-    about = vouched(17, sub="a", org_id="b", project_id="c", group="d", jti="e").subjects
+    about = subjects_of(vouched(17, sub="a", org_id="b", project_id="c", group="d", jti="e"))
 
     assert set(about) == {
         feed_profile.subject(of) for of in ("a", "b", "c", "d", "e", "first", "*")
     }
-    assert vouched(17).subjects == vouched(18).subjects
+    assert subjects_of(vouched(17)) == subjects_of(vouched(18))
 
 
-def vouched(as_of: int, **changes: object) -> Vouched:
-    return Vouched("first", claims(as_of=as_of, **changes))
+def test_what_a_token_hangs_on_is_worked_out_once_and_only_if_something_is_named() -> None:
+    """A feed is almost always empty, and a digest for each claim would be paid for nothing."""
+    token = vouched(17)
+    check_vouched(token, merge(None, signed(20), 0.0))
+    assert not token.subjects
+
+    check_vouched(token, merge(None, signed(20, {"somebody else": 20}), 0.0))
+    assert token.subjects == subjects_of(vouched(17))
+
+
+def vouched(as_of: int, **changes: object) -> SignedClaims:
+    """A verified token."""
+    expected = Expected(
+        issuer=ISSUER,
+        audiences=(),
+        types=frozenset({"at+jwt"}),
+        algorithms=frozenset({"ES256"}),
+        leeway_s=0,
+    )
+    by = signer()
+    token = by.token(claims(as_of=as_of, **changes))
+    return check_signed(token, expected, keyset.parse(as_json({"keys": [by.jwk()]})).get)
 
 
 def test_a_token_is_dead_if_something_was_narrowed_after_it_was_vouched_for() -> None:
     """To the position: what its issuer had read already is no news."""
-    about_me = vouched(17).subjects[0]
+    about_me = subjects_of(vouched(17))[0]
     for at, is_dead in ((16, False), (17, False), (18, True)):
         known = merge(None, signed(20, {about_me: at}), 0.0)
         if is_dead:

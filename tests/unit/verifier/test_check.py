@@ -1,8 +1,10 @@
 """The numbered check, row by row of the bad inputs that are known to have fooled others."""
 
+import dataclasses
 import json
 import string
 import time
+from base64 import urlsafe_b64decode
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,9 +55,7 @@ def accept(
 ) -> Mapping[str, Any]:
     """All steps in order, as the verifier takes them."""
     by = by or signer()
-    unverified = check.read(token, expected)
-    signing_key = keyset.parse(key_set(by.jwk()))[by.kid]
-    signed = check.check_signed(unverified, signing_key)
+    signed = check.check_signed(token, expected, keyset.parse(key_set(by.jwk())).get)
     check.check_use(signed, expected, now, situation or Situation())
     return signed.claims
 
@@ -251,7 +251,7 @@ def test_a_header_that_two_parsers_would_read_differently_is_refused(header: byt
 def test_a_token_typed_plain_jwt_passes_only_where_that_was_asked_for() -> None:
     """RFC 9068 §4 refuses it; an audience may be served with plain JWTs for old libraries."""
     token = signer().token(claims(), typ="JWT")
-    lenient = EXPECTED.__class__(ISSUER, (AUDIENCE,), frozenset({"jwt"}), frozenset(ALGORITHMS), 30)
+    lenient = dataclasses.replace(EXPECTED, types=frozenset({"jwt"}))
 
     assert code_of(token) == "wrong_type"
     assert accept(token, expected=lenient)
@@ -431,7 +431,7 @@ def test_an_es256_signature_is_r_and_s_of_32_bytes_each(signature: bytes) -> Non
 def test_the_second_signature_of_a_token_is_the_same_token() -> None:
     """V33: R and N - S fit too (RFC 7518 §3.4); what is revoked is the `jti`, never a text."""
     header, payload, signature = parts()
-    good = check.take_apart(f"{header}.{payload}.{signature}".encode()).signature
+    good = urlsafe_b64decode(signature + "==")
     other = P256_ORDER - int.from_bytes(good[32:], "big")
     twin = f"{header}.{payload}.{base64url(good[:32] + other.to_bytes(32, 'big'))}"
 
@@ -641,6 +641,26 @@ def test_a_payload_that_is_not_plain_json_is_refused(payload: bytes) -> None:
     assert code_of(token) == "token_malformed"
 
 
+NAMES = st.sampled_from(["a", "b", ",", "{", "[", '"', "\\", "a,b"])
+MEMBERS = st.lists(st.tuples(NAMES, NAMES | st.integers(0, 9) | st.just({"a": [1, 2]})), max_size=5)
+COMMAS = st.sampled_from([",", " ,\n"])
+COLONS = st.sampled_from([":", "\t: "])
+
+
+@given(MEMBERS, COMMAS, COLONS)
+@unhurried
+def test_no_name_occurs_twice(members: list[tuple[str, object]], comma: str, colon: str) -> None:
+    """RFC 7519 §4, whatever the texts hold that looks like the grammar around them."""
+    texts = [json.dumps(name) + colon + json.dumps(value) for name, value in members]
+    data = f"{{{comma.join(texts)}}}".encode()
+
+    if len(dict(members)) == len(members):
+        assert check.json_object(data, 100) == dict(members)
+    else:
+        with pytest.raises(ValueError, match="twice"):
+            check.json_object(data, 100)
+
+
 def test_blanks_around_the_json_do_no_harm() -> None:
     """RFC 8259 §2."""
     payload = b" \r\n\t" + as_json(claims()) + b"\n"
@@ -679,9 +699,7 @@ def test_a_token_lives_until_exp_and_the_leeway(now: float, is_accepted: bool) -
 @pytest.mark.parametrize("leeway_s", [0, 0.0, 60])
 def test_the_last_moment_is_before_exp(leeway_s: float) -> None:
     """RFC 7519 §4.1.4: `exp` itself is too late."""
-    expected = check.Expected(
-        ISSUER, (AUDIENCE,), EXPECTED.types, EXPECTED.algorithms, leeway_s=leeway_s
-    )
+    expected = dataclasses.replace(EXPECTED, leeway_s=leeway_s)
     token = signer().token(claims(iat=NOW - 600, exp=NOW))
 
     assert accept(token, now=NOW + leeway_s - 0.001, expected=expected)

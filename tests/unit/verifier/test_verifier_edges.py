@@ -351,7 +351,7 @@ def test_a_resource_that_is_no_web_address_has_no_metadata(audience: str) -> Non
 
 def remembered(number: int) -> Remembered:
     made: Any = number
-    return made, made, None
+    return made, made
 
 
 @pytest.mark.parametrize(("size", "kept"), [(-1, 1), (0, 1), (1, 1), (2, 2), (3, 3)])

@@ -73,17 +73,17 @@ class OwnTokens:
             StoreUnavailable: the ring could not be read.
         """
         ring = self._ring.at(as_of)
+
+        def find(kid: str) -> check.SigningKey | None:
+            own = ring.get(kid)
+            return self._published(ring).get(kid) if own and own.is_published(now) else None
+
         try:
-            unverified = check.read(token, self._expected)
-            own = ring.get(unverified.header.kid)
-            signing_key = self._published(ring).get(unverified.header.kid)
-            if own is None or signing_key is None or not own.is_published(now):
-                return None
-            signed = check.check_signed(unverified, signing_key)
+            signed = check.check_signed(token, self._expected, find)
             check.check_use(signed, self._expected, now, Situation())
         except VerifierError:
             return None
-        return OwnToken(signing_key.kid, signed.claims)
+        return OwnToken(signed.signing_key.kid, signed.claims)
 
     def _published(self, ring: Ring) -> Mapping[str, check.SigningKey]:
         """The public halves as any verifier would read them from the key set."""

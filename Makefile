@@ -5,11 +5,12 @@ VENV := .venv
 FUZZ_SECONDS ?= 3600
 READY := $(VENV)/.ready
 
-.PHONY: run test fuzz mutants lint demo bench lock clean help
+.PHONY: run test faults fuzz mutants lint demo bench lock clean help
 
 help:
 	@echo "make run    start Coatcheck with an example API and print commands to paste"
 	@echo "make test   run all tests"
+	@echo "make faults  break processes, databases and clocks for an hour or so; FAULTS_ONLY=F7"
 	@echo "make fuzz   an hour of made-up requests and tokens; FUZZ_SECONDS=600 for less"
 	@echo "make mutants  change the verifier's checks one by one: does a test notice?"
 	@echo "make lint   ruff, format check and mypy"
@@ -33,6 +34,9 @@ run: $(READY)
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal
+
+faults: $(READY)
+	$(VENV)/bin/python -m tests.faults
 
 fuzz: $(READY)
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(VENV)/bin/python -m pytest --show-capture=no tests/fuzz

@@ -71,6 +71,9 @@ ROTATION_OVERLAP: Final = 24 * 3600
 BUSY_TIMEOUT: Final = 2
 """How long a write waits for the database before the answer is 503."""
 
+READY_TIMEOUT: Final = 3
+"""How long the question whether a node is ready may take."""
+
 CHANGE_POLL: Final = 0.2
 """How often a node of several looks for changes that others made."""
 
@@ -122,7 +125,8 @@ class Publication:
         Args:
             token_lifetime: of the deployment; what was signed stays verifiable that long.
         """
-        ahead = 2 * max_age
+        # Times are whole seconds: what is published at the end of one has been so for a moment.
+        ahead = 2 * max_age + 1
         return cls(max_age, ahead, after=2 * token_lifetime, look=min(ROTATION_LOOK, ahead / 10))
 
 

@@ -33,7 +33,7 @@ REQUIRED_CLAIMS: Final = ("iss", "aud", "sub", "client_id", "iat", "exp", "jti")
 
 #: Base64url characters around the payload, at most: a header of three members whose `kid` is a
 #: 43-character thumbprint (128), two dots, and the longest signature, RS256 with 4096 bits (683).
-_HEADER_AND_SIGNATURE: Final = 128 + 2 + 683
+MAX_HEADER_AND_SIGNATURE: Final = 128 + 2 + 683
 #: What each token has of its own, as it ends the payload.
 _OWN_CLAIMS: Final = b',"iat":%d,"exp":%d,"as_of":%d,"jti":"%b"}'
 _OWN_NAMES: Final = frozenset(("iat", "exp", "as_of", "jti"))
@@ -137,7 +137,7 @@ def check(
     # 3
     text = _to_json(claims).encode()[:-1]
     longest = len(text) + _LONGEST_OWN_CLAIMS
-    if _HEADER_AND_SIGNATURE + (longest * 4 + 2) // 3 > MAX_TOKEN_BYTES:
+    if MAX_HEADER_AND_SIGNATURE + (longest * 4 + 2) // 3 > MAX_TOKEN_BYTES:
         raise UnfitClaims(f"the token would be longer than {MAX_TOKEN_BYTES} bytes")
     return CheckedTerms(text, lifetime_s, ends_at)
 

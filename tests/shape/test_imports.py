@@ -31,7 +31,14 @@ ROOMS: dict[str, str] = {
     "server.changes": WORDS,
     "server.sealing": "",
     "server.store": f"{WORDS} server.changes",
-    "server.signing": f"{WORDS} server.changes server.sealing server.store",
+    "server.keyfile": WORDS,
+    # What it publishes is read as our own verifier reads it, before it is published.
+    "server.signing": (
+        f"{WORDS} server.changes server.keyfile server.sealing server.store verifier.keyset"
+    ),
+    "server.logs": WORDS,
+    "server.metrics": "",
+    "server.inflight": "",
     "server.throttle": WORDS,
     "server.usage": "server.store",
     "server.feed": f"{WORDS} server.changes server.signing server.store",
@@ -40,16 +47,27 @@ ROOMS: dict[str, str] = {
         " verifier.check verifier.errors verifier.keyset"
     ),
     "server.oauth": (
-        f"{WORDS} restrictions server.issue server.changes server.feed server.signing"
-        " server.store server.throttle server.usage"
+        f"{WORDS} restrictions server.issue server.changes server.feed server.inflight"
+        " server.logs server.metrics server.signing server.store server.throttle server.usage"
     ),
     "server.manage": f"{WORDS} restrictions server.catalog server.changes server.store",
     "server.pages": "",
-    "server.listen": "",
+    "server.metrics_page": (
+        f"{WORDS} server.feed server.inflight server.metrics server.signing"
+    ),
+    "server.listen": "server.inflight server.logs server.metrics",
     # Composition: these know many rooms, and no room knows them.
     "server.setup": (
         f"{WORDS} server.catalog server.changes server.manage server.sealing server.settings"
         " server.signing server.store"
+    ),
+    "server.restore": (
+        f"{WORDS} server.changes server.manage server.sealing server.settings server.setup"
+        " server.signing server.store"
+    ),
+    "server.recovery": (
+        f"{WORDS} server.catalog server.changes server.manage server.sealing server.settings"
+        " server.setup server.signing server.store"
     ),
     "server.app": f"{WORDS} server",
     "cli": f"{WORDS} server verifier",
@@ -66,9 +84,13 @@ FOREIGN: dict[str, str] = {
     "sqlite3": "server.store",
     "alembic": "server.store",
     "psycopg": "server.store",
-    "jwt": "verifier.keyset server.signing",
-    "cryptography": "verifier.check verifier.keyset server.sealing server.signing",
-    "starlette": "server.app server.oauth.metadata verifier.adapters.starlette starlette",
+    "jwt": "verifier.keyset server.keyfile",
+    "cryptography": (
+        "verifier.check verifier.keyset server.keyfile server.sealing server.signing"
+    ),
+    "starlette": (
+        "server.app server.metrics_page server.oauth.metadata verifier.adapters.starlette starlette"
+    ),
     "uvicorn": "server.listen",
     "httptools": "server.listen",
     "pydantic": "server.settings",
@@ -216,10 +238,13 @@ def test_use_cases_that_write_never_sign() -> None:
 
 
 def test_of_the_service_only_inspection_reads_tokens_as_a_verifier_does() -> None:
-    """Issuing needs no verifier; introspection checks by the very code that others install."""
+    """Issuing needs no verifier; introspection checks by the very code that others install.
+
+    A signing key is tried by that code before it is published, too.
+    """
     readers = {module for module in importers_of("verifier") if lies_in(module, "server")}
 
-    assert readers == {"server.issue.inspect"}
+    assert readers == {"server.issue.inspect", "server.signing"}
 
 
 @pytest.mark.parametrize(("made", "module"), MADE_IN.items(), ids=MADE_IN)

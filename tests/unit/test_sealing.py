@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.testclient import TestClient
 
-from coatcheck.server import sealing, setup
+from coatcheck.server import sealing, setup, signing
 from coatcheck.server.app import Service
 from coatcheck.server.manage.errors import Conflict
-from coatcheck.server.sealing import BadSealingKey, SealingKey
+from coatcheck.server.sealing import BadSealingKey, SealingKey, SealingKeys
 from coatcheck.server.store import open_store
-from support.deployment import TESTER, Deployment
+from coatcheck.server.store.tables import SigningKey as Row
+from support.deployment import NOON, TESTER, Deployment, form
 
 RAW = bytes(range(32))
 SEALING_KEY = SealingKey.of(RAW)
@@ -284,6 +286,160 @@ def test_a_second_sealing_key_beside_the_right_one_is_no_obstacle(deployment: De
     sealing.create(deployment.settings.keys_dir)
 
     assert start(deployment)
+
+
+# --- re-sealing
+
+
+def rows(deployment: Deployment) -> list[Row]:
+    with deployment.store.transaction(read_only=True) as tx:
+        return list(tx.signing_keys())
+
+
+def reseal(
+    deployment: Deployment, sealing_keys: SealingKeys, successor: SealingKey
+) -> signing.Resealed:
+    return signing.reseal(deployment.store, sealing_keys, successor, TESTER, now=NOON)
+
+
+def test_after_re_sealing_the_old_sealing_key_can_go(
+    deployment: Deployment, http: TestClient
+) -> None:
+    """Every private half, of withdrawn ones too; a node that runs meanwhile goes on."""
+    keys_dir = deployment.settings.keys_dir
+    made = deployment.api_key()
+    signing.withdraw(deployment.store, rows(deployment)[1].kid, TESTER, now=NOON, force=True)
+    (old,) = sealing.load(keys_dir).files
+    new = sealing.create(keys_dir)
+
+    done = reseal(deployment, sealing.load(keys_dir), new)
+
+    assert list(done.kids) == [row.kid for row in rows(deployment)]
+    assert {row.sealing_key_id for row in rows(deployment)} == set(done.in_use) == {new.id}
+    assert not done.left
+    old.path.unlink()
+    assert start(deployment)
+    answer = http.post("/oauth/token", data=form(made.key))
+    assert answer.status_code == 200
+    with deployment.store.transaction(read_only=True) as tx:
+        (change,) = tx.changes(new.id)
+    assert (change.what, change.narrows) == ("signing_key.resealed", False)
+
+
+def test_re_sealing_again_changes_nothing(deployment: Deployment) -> None:
+    """F3: whoever was interrupted runs it once more."""
+    new = sealing.create(deployment.settings.keys_dir)
+    loaded = sealing.load(deployment.settings.keys_dir)
+    reseal(deployment, loaded, new)
+    head, sealed = deployment.store.head(), [row.sealed_private for row in rows(deployment)]
+
+    assert not reseal(deployment, loaded, new).kids
+
+    assert deployment.store.head() == head
+    assert [row.sealed_private for row in rows(deployment)] == sealed
+
+
+def test_a_withdrawn_one_that_opens_no_more_is_left(deployment: Deployment) -> None:
+    """Its sealing key may be lost long since; it is never used again."""
+    lost = rows(deployment)[0]
+    signing.withdraw(deployment.store, lost.kid, TESTER, now=NOON, force=True)
+    with deployment.store.transaction() as tx:
+        row = tx.signing_key(lost.kid)
+        assert row is not None
+        row.sealing_key_id = OTHER.id
+    new = sealing.create(deployment.settings.keys_dir)
+
+    done = reseal(deployment, sealing.load(deployment.settings.keys_dir), new)
+
+    assert list(done.left) == [lost.kid]
+    assert set(done.in_use) == {new.id}
+
+
+def test_one_that_does_not_open_stops_it_before_anything_is_changed(
+    deployment: Deployment,
+) -> None:
+    """All of them, or none: half of them would make two files needed."""
+    with deployment.store.transaction() as tx:
+        tx.signing_keys()[-1].sealed_private = b"altered" * 10
+    new = sealing.create(deployment.settings.keys_dir)
+    before = [row.sealed_private for row in rows(deployment)]
+
+    with pytest.raises(BadSealingKey, match="was altered"):
+        reseal(deployment, sealing.load(deployment.settings.keys_dir), new)
+
+    assert [row.sealed_private for row in rows(deployment)] == before
+
+
+def test_one_that_waits_seals_nothing_until_it_is_told(deployment: Deployment) -> None:
+    """Other nodes may not have it yet: which one is in use is for the database to say."""
+    (old,) = sealing.load(deployment.settings.keys_dir).by_id
+    new = sealing.create(deployment.settings.keys_dir)
+    loaded = sealing.load(deployment.settings.keys_dir)
+
+    assert signing.sealing_key_in_use(deployment.store, loaded).id == old
+    reseal(deployment, loaded, new)
+    assert signing.sealing_key_in_use(deployment.store, loaded).id == new.id
+    with pytest.raises(signing.SigningKeyConflict, match="re-sealed meanwhile"):
+        signing.rotate(deployment.store, loaded.by_id[old], "ES256", TESTER, now=NOON)
+
+
+def test_where_the_sealing_key_was_lost_new_signing_keys_can_be_made(
+    deployment: Deployment,
+) -> None:
+    """The way out of K18: what does not open is withdrawn, and then nothing hangs on it."""
+    (old,) = deployment.settings.keys_dir.iterdir()
+    old.unlink()
+    new = sealing.create(deployment.settings.keys_dir)
+    for row in rows(deployment):
+        signing.withdraw(deployment.store, row.kid, TESTER, now=NOON, force=True)
+
+    in_use = signing.sealing_key_in_use(
+        deployment.store, sealing.load(deployment.settings.keys_dir)
+    )
+
+    assert in_use.id == new.id
+    for purpose, algorithm in signing.first_lines(()):
+        signing.create(
+            *(deployment.store, in_use, algorithm, TESTER),
+            now=NOON,
+            starts_at=NOON,
+            purpose=purpose,
+        )
+    assert start(deployment)
+
+
+def test_of_two_that_are_equally_new_none_is_taken_by_chance(tmp_path: Path) -> None:
+    """A mounted secret gives all of its files one time."""
+    folder = tmp_path / "keys"
+    one, other = sealing.create(folder), sealing.create(folder)
+    for file in folder.iterdir():
+        os.utime(file, (1, 1))
+    loaded = sealing.load(folder)
+
+    with pytest.raises(BadSealingKey, match="equally new") as refused:
+        loaded.successor()
+
+    assert one.id in str(refused.value)
+    assert other.id in str(refused.value)
+    assert loaded.successor(one.id).id == one.id
+    with pytest.raises(BadSealingKey, match=r"has no sealing-0123\.key"):
+        loaded.successor("0123")
+    os.utime(folder / f"sealing-{other.id}.key", (2, 2))
+    assert sealing.load(folder).successor().id == other.id
+
+
+def test_half_a_file_is_none(keys_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F3: one that was cut off would refuse every start; until it is whole it has another name."""
+
+    def break_off(_: int) -> None:
+        raise KeyboardInterrupt
+
+    before = list(sealing.load(keys_dir).by_id)
+    monkeypatch.setattr(os, "fsync", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        sealing.create(keys_dir)
+
+    assert list(sealing.load(keys_dir).by_id) == before
 
 
 # --- sealing

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from coatcheck.durations import Publication
 from coatcheck.server.settings import BadSettings, Settings, unknown_settings
 
 NAMES = tuple(Settings.model_fields)
@@ -70,8 +71,13 @@ GOOD = {
     "token_type": "JWT",
     "trusted_proxies": "10.0.0.0/8",
     "guesses_per_minute": "7",
+    "max_in_flight": "7",
+    "metrics_from": "10.0.0.0/8",
+    "log_format": "text",
+    "rotate_every": "30d",
     "allow_insecure_issuer": "true",
     "unsafe_token_lifetime": "5",
+    "unsafe_key_set_max_age": "5",
     "unsafe_clock_offset": "-60",
 }
 
@@ -132,6 +138,12 @@ BAD = {
     "proxies with bits set beyond the network": {"TRUSTED_PROXIES": "10.0.0.1/8"},
     "guesses below nothing": {"GUESSES_PER_MINUTE": "-1"},
     "guesses that are no number": {"GUESSES_PER_MINUTE": "many"},
+    "rotations that are no span": {"ROTATE_EVERY": "monthly"},
+    "rotations in a unit that is none": {"ROTATE_EVERY": "3w"},
+    "rotations below nothing": {"ROTATE_EVERY": "-1"},
+    "rotations faster than they are published ahead": {"ROTATE_EVERY": "47h"},
+    "a cache of nothing": {"UNSAFE_KEY_SET_MAX_AGE": "0"},
+    "a cache that is older": {"UNSAFE_KEY_SET_MAX_AGE": "301"},
     "a lifetime of nothing": {"UNSAFE_TOKEN_LIFETIME": "0"},
     "a lifetime that is longer": {"UNSAFE_TOKEN_LIFETIME": "601"},
 }
@@ -204,6 +216,33 @@ def test_on_loopback_unsafe_settings_hold() -> None:
     settings = load(UNSAFE_TOKEN_LIFETIME="5", UNSAFE_CLOCK_OFFSET="-60")
 
     assert (settings.token_lifetime_s, settings.unsafe_clock_offset) == (5, -60)
+
+
+# --- rotation
+
+SPANS = {"90d": 90 * 86_400, "48h": 172_800, "172800": 172_800, "2880m": 172_800, "0": 0, "0d": 0}
+
+
+@pytest.mark.parametrize(("text", "seconds"), SPANS.items(), ids=SPANS)
+def test_how_often_signing_keys_rotate_is_a_span(text: str, seconds: int) -> None:
+    """As people write it elsewhere; two days are the least, nothing means never."""
+    assert load(ROTATE_EVERY=text).rotate_every == seconds
+
+
+def test_without_a_word_signing_keys_rotate_every_quarter() -> None:
+    """Who never thinks of it has fresh ones all the same."""
+    assert load().rotate_every == 90 * 86_400
+    assert load().publication == Publication(max_age=300, ahead=86_400, after=1200)
+
+
+def test_a_shorter_cache_shortens_what_follows_from_it() -> None:
+    """In the relations of `durations`: what journeys see in seconds is what happens in days."""
+    settings = load(UNSAFE_KEY_SET_MAX_AGE="2", UNSAFE_TOKEN_LIFETIME="5", ROTATE_EVERY="4")
+
+    told = settings.publication
+    assert (told.max_age, told.ahead, told.after) == (2, 5, 10)
+    assert told.look < told.ahead
+    assert settings.rotate_every == 4
 
 
 # --- secrets

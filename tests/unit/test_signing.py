@@ -1,15 +1,17 @@
 """`coatcheck.server.signing`: which signing key signs, which are published, and who may change it.
 
-answers.md K12, K16, K19-K22; RFC 7517, RFC 7638, RFC 8725 §3.5.
+answers.md K12, K14-K16, K19-K22, F9; RFC 7517, RFC 7638, RFC 8725 §3.5.
 """
 
+import asyncio
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import jwt
 import pytest
@@ -18,14 +20,22 @@ from hypothesis import strategies as st
 from jwt.utils import base64url_decode
 from starlette.testclient import TestClient
 
-from coatcheck.durations import PUBLISH_AFTER, PUBLISH_AHEAD
-from coatcheck.server import sealing, signing
+from coatcheck.durations import PUBLISH_AFTER, PUBLISH_AHEAD, ROTATE_EVERY, Publication
+from coatcheck.server import keyfile, sealing, signing
 from coatcheck.server.app import Service
+from coatcheck.server.keyfile import KeyPair, UnfitKey
 from coatcheck.server.sealing import BadSealingKey, SealingKey, SealingKeys
-from coatcheck.server.signing import NoSigner, Ring, RingKeeper, SigningKeyConflict
+from coatcheck.server.signing import (
+    BadSigningKey,
+    NoSigner,
+    Ring,
+    RingKeeper,
+    SigningKeyConflict,
+)
 from coatcheck.server.store import SigningKeyRecord, Store, StoreUnavailable, open_store
+from coatcheck.server.store.tables import SigningKey as Row
 from coatcheck.token_profile import Algorithm, TokenType
-from support.deployment import DAY, HOUR, NOON, TESTER, Deployment, a_client, form
+from support.deployment import DAY, HOUR, NOON, TESTER, Deployment, a_client, a_deployment, form
 
 SEALING_KEY = SealingKey.of(bytes(32))
 SEALING_KEYS = SealingKeys({SEALING_KEY.id: SEALING_KEY})
@@ -604,6 +614,418 @@ def test_after_a_change_of_algorithm_the_old_signing_key_stays_published(
     assert {header["kid"] for header in headers} <= kids
 
 
+def test_who_succeeds_another_one_than_the_newest_is_told(hand: Hand) -> None:
+    """K21: both looked before either wrote; the second is told whom it would have replaced."""
+    seen = hand.signs(NOON)
+    made = signing.rotate(
+        hand.store, hand.sealing_key, "ES256", TESTER, now=NOON + 1, at_once=True, succeeds=seen
+    )
+    before = hand.store.head()
+
+    with pytest.raises(SigningKeyConflict, match=f"{made} was made meanwhile"):
+        signing.rotate(
+            hand.store, hand.sealing_key, "ES256", TESTER, now=NOON + 2, at_once=True, succeeds=seen
+        )
+
+    assert hand.store.head() == before
+
+
+def test_the_newest_is_the_one_from_before_the_question(hand: Hand) -> None:
+    """A command takes a moment to start: what was made since then is news to whoever ran it."""
+    first = hand.signs(NOON)
+    made = signing.rotate(
+        hand.store,
+        hand.sealing_key,
+        "ES256",
+        TESTER,
+        now=NOON + 1,
+        at_once=True,
+        detail={signing.MADE_AT_MS: 1000 * NOON + 1700},
+    )
+
+    def newest(moment_ms: int) -> str | None:
+        return signing.newest_before(hand.store, ("token", "ES256"), 1000 * NOON + moment_ms)
+
+    assert newest(1699) == first
+    assert newest(1700) == made
+    assert signing.newest_before(hand.store, ("token", "EdDSA"), 1000 * NOON) is None
+
+
+# --- rotating by itself
+
+
+def look(deployment: Deployment, service: Service | None = None) -> list[Row]:
+    """Let a node look whether something is due.  Returns the signing keys that it made."""
+    before = {record.kid for record in deployment.store.signing_keys()}
+    asyncio.run((service or deployment.service).rotate_due())
+    with deployment.store.transaction(read_only=True) as tx:
+        return [row for row in tx.signing_keys() if row.kid not in before]
+
+
+DUE = NOON + ROTATE_EVERY - PUBLISH_AHEAD
+
+
+def test_signing_keys_rotate_by_themselves(deployment: Deployment, hand: Hand) -> None:
+    """Published a day ahead, so that the successor signs when the old one is 90 days old."""
+    old = {algorithm: hand.signs(NOON, algorithm) for algorithm in FIRST}
+    deployment.clock.now = DUE - 1
+    assert look(deployment) == []
+
+    deployment.clock.now = DUE
+    made = look(deployment)
+
+    lines = {(row.purpose, row.algorithm) for row in made}
+    assert lines == set(signing.first_lines(()))
+    assert len(made) == len(lines)
+    assert {row.starts_at for row in made} == {NOON + ROTATE_EVERY}
+    assert {row.sealing_key_id for row in made} == {hand.sealing_key.id}
+    for row in made:
+        assert hand.log_of(row.kid) == [("signing_key.created", False, "service:rotation")]
+    for algorithm in FIRST:
+        assert hand.signs(NOON + ROTATE_EVERY - 1, algorithm) == old[algorithm]
+        assert hand.signs(NOON + ROTATE_EVERY, algorithm) in {row.kid for row in made}
+    # Each look after that finds them waiting, and the next ones are due in a quarter.
+    for later in (DUE + 1, NOON + ROTATE_EVERY, DUE + ROTATE_EVERY - 1):
+        deployment.clock.now = later
+        assert look(deployment) == []
+    deployment.clock.now = DUE + ROTATE_EVERY
+    assert len(look(deployment)) == len(lines)
+
+
+def test_after_a_long_pause_the_successor_is_still_published_ahead(deployment: Deployment) -> None:
+    """K20: a node that was off for a year must not sign with what nobody has in a cache."""
+    deployment.clock.now = NOON + 365 * DAY
+
+    made = look(deployment)
+
+    assert {row.starts_at for row in made} == {NOON + 365 * DAY + PUBLISH_AHEAD}
+
+
+def test_told_never_to_they_never_rotate(tmp_path: Path) -> None:
+    """COATCHECK_ROTATE_EVERY=0: an operator who does it by hand."""
+    with a_deployment(tmp_path, rotate_every=0) as made:
+        made.clock.now = NOON + 3650 * DAY
+
+        assert look(made) == []
+
+
+def test_a_node_that_was_not_started_anew_rotates_under_the_new_sealing_key(
+    deployment: Deployment,
+) -> None:
+    """Re-sealed while it ran: it goes on with what it has opened, and reads the new file."""
+    keys_dir = deployment.settings.keys_dir
+    (old,) = sealing.load(keys_dir).files
+    new = sealing.create(keys_dir)
+    signing.reseal(deployment.store, sealing.load(keys_dir), new, TESTER, now=NOON)
+    old.path.unlink()
+    deployment.clock.now = DUE
+
+    assert {row.sealing_key_id for row in look(deployment)} == {new.id}
+
+
+def test_a_node_without_the_new_sealing_key_makes_nothing_with_the_old_one(
+    deployment: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another node's turn; this one says which file it lacks."""
+    keys_dir = deployment.settings.keys_dir
+    new = sealing.create(keys_dir)
+    signing.reseal(deployment.store, sealing.load(keys_dir), new, TESTER, now=NOON)
+    (keys_dir / f"sealing-{new.id}.key").unlink()
+    deployment.clock.now = DUE
+
+    assert look(deployment) == []
+    assert f"put sealing-{new.id}.key there" in caplog.text
+
+
+def test_a_rotation_by_hand_counts(deployment: Deployment, hand: Hand) -> None:
+    """The age is that of the one that signs, whoever made it."""
+    hand.rotate(DUE - DAY, at_once=True)
+    deployment.clock.now = DUE
+
+    assert ("token", "ES256") not in {(row.purpose, row.algorithm) for row in look(deployment)}
+
+
+def test_a_line_that_an_operator_stopped_stays_stopped(deployment: Deployment, hand: Hand) -> None:
+    """K12: whoever withdrew the last one by force is the one to start it again."""
+    hand.withdraw(hand.signs(NOON), NOON, force=True)
+    deployment.clock.now = DUE
+
+    assert ("token", "ES256") not in {(row.purpose, row.algorithm) for row in look(deployment)}
+
+
+def test_a_line_that_nobody_uses_does_not_rotate(deployment: Deployment, hand: Hand) -> None:
+    """One that was imported for the tokens that are out there ends with them."""
+    hand.rotate(NOON, algorithm="EdDSA", at_once=True)
+    deployment.clock.now = DUE
+
+    assert "EdDSA" not in {row.algorithm for row in look(deployment)}
+
+
+def test_while_the_database_is_away_a_rotation_waits(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    """There is a day for it; the task that looks lives on."""
+    deployment.clock.now = DUE
+    deployment.store.close()
+    (tmp_path / "coatcheck.db").rename(tmp_path / "away.db")
+    asyncio.run(deployment.service.rotate_due())
+    deployment.store.close()
+    (tmp_path / "away.db").rename(tmp_path / "coatcheck.db")
+
+    assert len(look(deployment)) == len(signing.first_lines(()))
+
+
+def rotated(node: Service) -> str:
+    return str(asyncio.run(node.rotate_due()))
+
+
+@contextmanager
+def another_node(deployment: Deployment) -> Iterator[Service]:
+    """A second service on the same database."""
+    with closing(open_store(deployment.settings.database_url)) as store:
+        yield Service(deployment.settings, store, deployment.clock)
+
+
+def test_two_nodes_that_rotate_at_once_make_one_signing_key(
+    deployment: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F9: the other one is told, which is no news to anybody; both publish the same."""
+    deployment.clock.now = DUE
+    before = len(deployment.store.signing_keys())
+
+    with another_node(deployment) as other, ExitStack() as stack:
+        nodes = (deployment.service, other)
+        outcomes = at_once([partial(rotated, node) for node in nodes])
+        clients = [
+            stack.enter_context(a_client(replace(deployment, service=node))) for node in nodes
+        ]
+        sets = [client.get("/.well-known/jwks.json").content for client in clients]
+
+    assert outcomes == ["None", "None"]
+    assert len(deployment.store.signing_keys()) == before + len(signing.first_lines(()))
+    assert sets[0] == sets[1]
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
+# --- withdrawn everywhere
+
+
+def test_a_withdrawal_on_one_node_is_a_withdrawal_on_all(
+    deployment: Deployment, hand: Hand
+) -> None:
+    """Key set, feed and signer of a node that was told nothing follow the change log."""
+    made = deployment.api_key()
+    old, old_feed = hand.signs(NOON), hand.ring().signer("ES256", NOON, "feed").kid
+
+    def told_by(client: TestClient) -> tuple[set[str], set[str], set[str], str]:
+        """The kids of the key set, of the feed, of the feed's own keys; and who signs."""
+        key_set = client.get("/.well-known/jwks.json").json()["keys"]
+        own = client.get("/.well-known/coatcheck").json()["revocation_keys"]["keys"]
+        feed = client.get("/oauth/revocations").text
+        listed = jwt.decode(feed, options={"verify_signature": False})["kids"]
+        token = client.post("/oauth/token", data=form(made.key)).json()["access_token"]
+        return (
+            {key["kid"] for key in key_set},
+            set(listed),
+            {key["kid"] for key in own},
+            jwt.get_unverified_header(token)["kid"],
+        )
+
+    with another_node(deployment) as other, a_client(replace(deployment, service=other)) as client:
+        before = told_by(client)
+        new = hand.rotate(NOON, at_once=True)
+        new_feed = signing.rotate(
+            hand.store, hand.sealing_key, "ES256", TESTER, now=NOON, at_once=True, purpose="feed"
+        )
+        hand.withdraw(old, NOON)
+        hand.withdraw(old_feed, NOON)
+        after = told_by(client)
+
+    assert (old in before[0], old_feed in before[2], before[3]) == (True, True, old)
+    assert {old, old_feed} <= before[1]
+    assert not {old, old_feed} & (after[0] | after[1] | after[2])
+    assert (new in after[0], new_feed in after[2], after[3]) == (True, True, new)
+    assert {new, new_feed} <= after[1]
+
+
+# --- imported
+
+
+def a_pair(algorithm: Algorithm = "ES256") -> KeyPair:
+    return keyfile.of(signing.GENERATE[algorithm]())
+
+
+def take_in(hand: Hand, pair: KeyPair, **options: Any) -> str:
+    return signing.take_in(hand.store, hand.sealing_key, pair, TESTER, **{"now": NOON} | options)
+
+
+@pytest.mark.parametrize("algorithm", signing.GENERATE)
+def test_an_imported_signing_key_is_published_first_and_signs_later(
+    hand: Hand, algorithm: Algorithm
+) -> None:
+    """K16: as one made here, under its thumbprint; the row says that it came from elsewhere."""
+    pair = a_pair(algorithm)
+
+    kid = take_in(hand, pair)
+
+    assert kid == signing.thumbprint(pair.public_jwk)
+    published = {one["kid"]: one for one in hand.ring().key_set(NOON)["keys"]}
+    assert set(published[kid]) == PUBLIC_MEMBERS[algorithm]
+    assert hand.signs(NOON + PUBLISH_AHEAD, algorithm) == kid
+    with hand.store.transaction(read_only=True) as tx:
+        (change,) = tx.changes(kid)
+    assert json.loads(change.detail)["imported"] is True
+
+
+def test_an_imported_signing_key_may_sign_at_once_and_keep_its_name(
+    deployment: Deployment, hand: Hand, http: TestClient
+) -> None:
+    """A migration: tokens out there name it, and verifiers have it."""
+    take_in(hand, a_pair(), kid="2019-01=key/1", at_once=True)
+
+    answer = http.post("/oauth/token", data=form(deployment.api_key().key))
+
+    header = jwt.get_unverified_header(answer.json()["access_token"])
+    assert header["kid"] == "2019-01=key/1"
+
+
+def test_one_key_has_one_name(hand: Hand) -> None:
+    """K15: the same key under two kids, and one that was withdrawn, which is for ever."""
+    pair = a_pair()
+    kid = take_in(hand, pair)
+
+    with pytest.raises(SigningKeyConflict, match=f"in the ring already, as signing key {kid}"):
+        take_in(hand, pair, kid="another")
+    hand.withdraw(kid, NOON)
+    with pytest.raises(SigningKeyConflict, match="it was withdrawn, which is for ever"):
+        take_in(hand, pair, kid="another")
+    with pytest.raises(SigningKeyConflict, match="it was withdrawn, which is for ever"):
+        take_in(hand, pair)
+
+
+def test_one_name_stands_for_one_key(hand: Hand) -> None:
+    """K15: two keys under one kid, also in two lines."""
+    take_in(hand, a_pair(), kid="main")
+
+    for algorithm in signing.GENERATE:
+        with pytest.raises(SigningKeyConflict, match="another key has the kid main already"):
+            take_in(hand, a_pair(algorithm), kid="main")
+
+
+def test_an_import_waits_for_the_one_that_waits(hand: Hand) -> None:
+    """K20, as a rotation does."""
+    waiting = hand.rotate(NOON)
+
+    with pytest.raises(SigningKeyConflict, match=f"{waiting} is waiting to start"):
+        take_in(hand, a_pair(), at_once=True)
+
+
+NO_NAMES = {
+    "empty": "",
+    "a blank": "a b",
+    "a line feed": "a\n",
+    "an escape": "\x1b[31m",
+    "quotes": 'a"b',
+    "any": "*",
+    "beyond ASCII": "schlüssel",
+    "too long": "k" * 129,
+}
+
+
+@pytest.mark.parametrize("kid", NO_NAMES.values(), ids=NO_NAMES)
+def test_a_name_that_does_not_go_everywhere_is_refused(hand: Hand, kid: str) -> None:
+    """It stands in headers, feeds, log lines and on command lines."""
+    with pytest.raises(UnfitKey, match="its kid"):
+        take_in(hand, a_pair(), kid=kid)
+
+
+def test_a_name_that_makes_tokens_too_long_is_refused(
+    hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The longest RSA signature leaves no room for it in 4 KiB."""
+    # Making such a key takes seconds; what counts is that both are looked at together.
+    monkeypatch.setattr(signing, "MAX_HEADER_AND_SIGNATURE", 300)
+
+    assert take_in(hand, a_pair(), kid="k" * 64)
+    with pytest.raises(UnfitKey, match="too long for a token"):
+        take_in(hand, a_pair(), kid="l" * 128, at_once=True)
+
+
+def test_the_feed_is_signed_by_its_own_algorithm_only(hand: Hand) -> None:
+    """Only our own verifier reads it, so there is one choice."""
+    with pytest.raises(UnfitKey, match="feeds are signed by ES256"):
+        take_in(hand, a_pair("EdDSA"), purpose="feed")
+
+    assert take_in(hand, a_pair(), purpose="feed")
+
+
+@pytest.mark.parametrize("algorithm", signing.GENERATE)
+def test_halves_that_do_not_match_are_not_imported(hand: Hand, algorithm: Algorithm) -> None:
+    """K14: sign with one, verify with the other; whoever read the file."""
+    one, other = a_pair(algorithm), a_pair(algorithm)
+
+    with pytest.raises(UnfitKey, match="halves do not match"):
+        take_in(hand, KeyPair(algorithm, other.public_jwk, one.private))
+
+
+def test_a_key_that_our_own_verifier_leaves_out_is_not_imported(hand: Hand) -> None:
+    """Everything it signs would be refused."""
+    pair = a_pair()
+
+    with pytest.raises(UnfitKey, match="verifiers leave its public half out"):
+        take_in(hand, KeyPair("ES256", {**pair.public_jwk, "x": "AAAA"}, pair.private))
+
+
+# --- halves that came apart
+
+
+def test_a_signing_key_whose_halves_came_apart_does_not_sign(
+    deployment: Deployment, hand: Hand
+) -> None:
+    """K14: somebody has changed the database; no token is made that nobody would take."""
+    kid = hand.signs(NOON)
+    with deployment.store.transaction() as tx:
+        row = tx.signing_key(kid)
+        assert row is not None
+        changed = json.loads(a_record().public_jwk) | {"kid": kid}
+        row.public_jwk = json.dumps(changed)
+
+    with pytest.raises(NoSigner):
+        hand.signs(NOON)
+    with pytest.raises(BadSigningKey, match=r"halves do not match.*withdraw"):
+        hand.ring().require_open()
+    with pytest.raises(BadSigningKey, match="halves do not match"), another_node(deployment):
+        pass
+    hand.withdraw(kid, NOON, force=True)
+    hand.ring().require_open()
+
+
+# --- shrunken durations
+
+
+def test_with_shorter_durations_states_follow_them(tmp_path: Path) -> None:
+    """COATCHECK_UNSAFE_KEY_SET_MAX_AGE: ahead, after and the header, all in one relation."""
+    with a_deployment(
+        tmp_path, unsafe_key_set_max_age=2, unsafe_token_lifetime=10, rotate_every=60
+    ) as made:
+        first = {record.kid for record in made.store.signing_keys()}
+        made.clock.now = NOON + 60 - 5
+        (successor,) = [row for row in look(made) if row.algorithm == "RS256"]
+
+        def published(now: int) -> set[str]:
+            made.clock.now = now
+            with a_client(made) as client:
+                answer = client.get("/.well-known/jwks.json")
+            assert answer.headers["cache-control"] == "public, max-age=2"
+            return {key["kid"] for key in answer.json()["keys"]}
+
+        assert successor.starts_at == NOON + 60
+        assert successor.kid in published(NOON + 60)
+        assert len(published(NOON + 79) & first) == 2
+        assert not published(NOON + 80) & first
+        assert made.settings.publication == Publication.shrunk(2, 10)
+
+
 # --- the keeper
 
 
@@ -640,3 +1062,26 @@ def test_while_the_database_is_away_the_last_ring_is_known(
         keeper.at(10_000)
 
     assert keeper.last_known is ring
+
+
+def test_a_sealing_key_that_came_later_is_found(deployment: Deployment, hand: Hand) -> None:
+    """Another node was given the new one first; this one goes on, and signs once it has it too."""
+    keys_dir = deployment.settings.keys_dir
+    new = SealingKey.of(bytes(31) + b"x")
+    loaded = [sealing.load(keys_dir)]
+    keeper = RingKeeper(deployment.store, loaded[0], load_again=lambda: loaded[-1])
+    both = SealingKeys({new.id: new, **loaded[0].by_id})
+    before = keeper.at(deployment.store.head()).signer("ES256", NOON).kid
+    signing.reseal(deployment.store, both, new, TESTER, now=NOON)
+    made = signing.rotate(deployment.store, new, "ES256", TESTER, now=NOON)
+
+    ring = keeper.at(deployment.store.head())
+    assert ring.signer("ES256", NOON).kid == before
+    assert made in {one["kid"] for one in ring.key_set(NOON)["keys"]}
+    with pytest.raises(NoSigner):
+        ring.signer("ES256", NOON + PUBLISH_AHEAD)
+
+    loaded.append(both)
+    assert keeper.at(deployment.store.head()) is ring
+    keeper.try_again()
+    assert keeper.at(deployment.store.head()).signer("ES256", NOON + PUBLISH_AHEAD).kid == made

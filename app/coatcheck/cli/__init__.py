@@ -4,6 +4,12 @@ Callers' commands need the `cli` extra only; operators' commands load the servic
 """
 
 import sys
+import time
+from typing import Final
+
+#: When this command began, in seconds since the epoch: what happens later was not known to
+#: whoever ran it.
+STARTED_AT: Final = time.time()
 
 
 def main() -> None:

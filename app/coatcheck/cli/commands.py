@@ -2,7 +2,16 @@
 
 import typer
 
-from coatcheck.cli import api_keys, caller, deployment, organizations, signing_keys
+from coatcheck.cli import (
+    admin,
+    api_keys,
+    backups,
+    caller,
+    configuration,
+    deployment,
+    organizations,
+    signing_keys,
+)
 
 app = typer.Typer(
     name="coatcheck",
@@ -21,3 +30,8 @@ app.add_typer(organizations.app, name="orgs")
 app.add_typer(api_keys.app, name="keys")
 app.add_typer(signing_keys.app, name="signing-keys")
 app.add_typer(deployment.db, name="db")
+app.add_typer(configuration.app, name="config")
+app.add_typer(admin.app, name="admin")
+deployment.db.command("backup")(backups.backup)
+deployment.db.command("restore")(backups.restore)
+deployment.db.command("new-log")(backups.new_log)

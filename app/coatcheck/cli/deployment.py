@@ -60,7 +60,7 @@ def serve(
                 f"cannot listen on {host}:{port} ({error.strerror}): stop what listens there, or"
                 " choose another --port",
             )
-    code = listen.run(bound, workers=workers)
+    code = listen.run(bound, workers=workers, log_format=here.settings.log_format)
     if code:
         output.fail(Exit.ERROR, "the service did not start, or a worker died: see the lines above")
 
@@ -89,10 +89,18 @@ def doctor(
 
 
 @db.command("upgrade")
-def upgrade(json: Json = False) -> None:
+def upgrade(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Bring the schema to this version's."""
     from coatcheck.cli import local
 
+    if dry_run:
+        _tell_steps(json)
+        return
     with local.deployment(initialized=False) as here:
         before, after = here.store.upgrade()
     if json:
@@ -101,6 +109,26 @@ def upgrade(json: Json = False) -> None:
         output.say(f"the schema is at {after} already")
     else:
         output.say(f"upgraded the schema from {before or 'nothing'} to {after}")
+
+
+def _tell_steps(json: bool) -> None:
+    from coatcheck.cli import local
+    from coatcheck.server.store import StoreMissing, migrations
+
+    with local.deployment(initialized=False) as here:
+        if not here.store.exists():
+            raise StoreMissing("there is no database of ours yet: run coatcheck init")
+        with here.store.transaction(read_only=True) as tx:
+            before = tx.revision()
+        steps = migrations.steps_after(before)
+    if json:
+        told = [{"revision": revision, "does": does} for revision, does in steps]
+        output.document({"before": before, "after": migrations.REVISION, "steps": told})
+    elif not steps:
+        output.say(f"nothing to do: the schema is at {before} already")
+    else:
+        output.table(("STEP", "WHAT IT DOES"), steps)
+        output.say("nothing was changed: coatcheck db upgrade does it, in one transaction")
 
 
 @db.command("check")

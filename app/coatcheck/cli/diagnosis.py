@@ -6,6 +6,7 @@ the others would only repeat it.
 
 import os
 import time
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
@@ -13,12 +14,16 @@ from typing import TYPE_CHECKING
 import httpx2
 
 from coatcheck.cli.caller import TIMEOUT, issuer_url
+from coatcheck.durations import CLOCK_DRIFT_MAX, Publication
 
 if TYPE_CHECKING:
-    from coatcheck.server.signing import Ring
+    from coatcheck.server.sealing import SealingKeys
+    from coatcheck.server.signing import Line, Ring
+    from coatcheck.server.store import Store
 
 #: Seconds; the Date header has whole ones, and the answer takes a moment.
 CLOCKS_APART = 10
+DAY = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ def run(issuer: str | None) -> list[Finding]:
 def _local() -> "tuple[list[Finding], Ring | None]":
     from coatcheck.server import app, catalog, sealing, setup
     from coatcheck.server.settings import BadSettings, Settings, unknown_settings
-    from coatcheck.server.signing import RingKeeper
+    from coatcheck.server.signing import RingKeeper, first_lines, sealing_keys_in_use
     from coatcheck.server.store import SchemaMismatch, StoreUnavailable, open_store
 
     findings = [
@@ -60,17 +65,32 @@ def _local() -> "tuple[list[Finding], Ring | None]":
         findings.append(Finding(step, True, f"issuer {settings.issuer}"))
         step = "database"
         setup.require_deployment(settings, store)
-        findings.append(Finding(step, True, "initialized, and its schema is this version's"))
+        findings.append(Finding(step, True, "initialized, for this issuer"))
+        step = "schema"
+        store.check_schema()
+        findings.append(Finding(step, True, "is this version's"))
+        # A database that was put back by other means than `db restore` shows here.
+        findings.append(Finding("change log", True, _end_of(store)))
+        step = "database clock"
+        findings.append(_database_clock(store.clock_drift_s()))
         step = "sealing key"
-        keeper = RingKeeper(store, sealing.load(settings.keys_dir))
+        sealing_keys = sealing.load(settings.keys_dir)
+        text = f"{settings.keys_dir} is closed to other users"
+        findings.append(Finding("keys directory", True, text))
+        keeper = RingKeeper(store, sealing_keys, settings.publication)
         ring = keeper.at(store.head())
         ring.require_open()
         findings.append(Finding(step, True, "opens every signing key"))
         step = "signing keys"
         now = int(app.clock_of(settings)())
-        text = app.readiness(store, keeper, catalog.without_file(settings), now)["signing_key"]
+        catalogue = catalog.without_file(settings)
+        text = app.readiness(store, keeper, catalogue, now)["signing_key"]
         signing = " ".join(key.kid for key in ring.signing_keys if key.signs(now))
         findings.append(Finding(step, text == "ok", signing if text == "ok" else text))
+        findings += _idle_sealing_keys(sealing_keys, sealing_keys_in_use(store))
+        step = "rotation"
+        lines = first_lines({one.algorithm for one in catalogue.audiences.values()})
+        findings += _overdue(ring, lines, settings.rotate_every, settings.publication, now)
         store.close()
     except (
         BadSettings,
@@ -83,6 +103,60 @@ def _local() -> "tuple[list[Finding], Ring | None]":
     ) as error:
         return [*findings, Finding(step, False, str(error))], None
     return findings, ring
+
+
+def _end_of(store: "Store") -> str:
+    from coatcheck.server.manage.forms import rfc3339
+
+    with store.transaction(read_only=True) as tx:
+        last = tx.last_change()
+    return "empty" if last is None else f"ends at {last.seq}, {rfc3339(last.at)}"
+
+
+def _database_clock(drift_s: float | None) -> Finding:
+    if drift_s is None:
+        return Finding("database clock", True, "is this machine's")
+    text = f"this machine is {abs(drift_s):.1f} s {'ahead' if drift_s > 0 else 'behind'}"
+    if abs(drift_s) > CLOCK_DRIFT_MAX:
+        return Finding("database clock", False, f"{text}: set both by NTP; no token is issued here")
+    return Finding("database clock", True, text)
+
+
+def _idle_sealing_keys(sealing_keys: "SealingKeys", in_use: "Collection[str]") -> Iterator[Finding]:
+    """Files that nothing is sealed with: left over from a replacement, or waiting for it."""
+    newest_used = max((file.made_at for file in sealing_keys.files if file.id in in_use), default=0)
+    for file in sealing_keys.files:
+        if file.id in in_use:
+            continue
+        text = f"{file.path} seals nothing here: "
+        if file.made_at > newest_used:
+            text += "once every node has it, run coatcheck signing-keys reseal"
+        else:
+            text += "remove it from every node, and keep a copy with the backups of its time"
+        yield Finding("sealing key", True, text)
+
+
+def _overdue(
+    ring: "Ring", lines: "Iterable[Line]", every_s: int, publication: Publication, now: int
+) -> Iterator[Finding]:
+    """Signing keys that sign for longer than they should, although the next one was due."""
+    late = []
+    for line in lines:
+        # The service makes the next one as soon as it is due: a day later it has not run.
+        signing_key = ring.due(line, every_s, publication.ahead, now - publication.ahead)
+        if signing_key is not None:
+            days = (now - signing_key.starts_at) // DAY
+            late.append(f"{signing_key.kid} ({line[1]} for {line[0]}s) signs for {days} days")
+    if late:
+        text = (
+            f"{'; '.join(late)}: a running service rotates by itself (COATCHECK_ROTATE_EVERY);"
+            " without one: coatcheck signing-keys rotate"
+        )
+        yield Finding("rotation", False, text)
+    elif every_s:
+        yield Finding("rotation", True, f"no signing key signs for longer than {every_s // DAY} d")
+    else:
+        yield Finding("rotation", True, "only when told: COATCHECK_ROTATE_EVERY is 0")
 
 
 def _remote(issuer: str, ring: "Ring | None") -> list[Finding]:

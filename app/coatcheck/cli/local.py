@@ -18,6 +18,7 @@ from coatcheck.server.changes import Actor
 from coatcheck.server.manage.errors import Conflict, Invalid, NotFound
 from coatcheck.server.settings import BadSettings, Settings, unknown_settings
 from coatcheck.server.store import SchemaMismatch, Store, StoreUnavailable, open_store
+from coatcheck.server.store.backups import BackupFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def translated() -> Iterator[None]:
         fail(Exit.CONFLICT, str(error))
     except (BadSettings, setup.NotInitialized, setup.OtherDeployment, SchemaMismatch) as error:
         fail(Exit.ERROR, str(error))
-    except (StoreUnavailable, sealing.BadSealingKey, ValueError) as error:
+    except (StoreUnavailable, BackupFailed, sealing.BadSealingKey, ValueError) as error:
         fail(Exit.ERROR, str(error))
 
 

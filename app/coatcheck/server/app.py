@@ -9,6 +9,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import random
 import signal
 import threading
 import time
@@ -27,8 +28,9 @@ from starlette.routing import Route
 
 from coatcheck.durations import READY_TIMEOUT, USAGE_FLUSH
 from coatcheck.server import catalog as catalogs
-from coatcheck.server import logs, metrics, pages, sealing, setup
+from coatcheck.server import logs, metrics, pages, sealing, setup, signing
 from coatcheck.server.catalog import Catalog
+from coatcheck.server.changes import Actor
 from coatcheck.server.feed import Feed
 from coatcheck.server.inflight import InFlight
 from coatcheck.server.issue.exchange import Issuer
@@ -42,6 +44,7 @@ from coatcheck.server.oauth.introspect import Introspection, IntrospectionEndpoi
 from coatcheck.server.oauth.revocations import RevocationsEndpoint
 from coatcheck.server.oauth.revoke import Revocation, RevocationEndpoint
 from coatcheck.server.oauth.wire import Receive, Reply, Scope, Send, json_reply
+from coatcheck.server.sealing import BadSealingKey
 from coatcheck.server.settings import Settings
 from coatcheck.server.signing import FEED_ALGORITHM, NoSigner, RingKeeper
 from coatcheck.server.store import SchemaMismatch, Store, StoreUnavailable, open_store
@@ -49,6 +52,9 @@ from coatcheck.server.throttle import Throttle
 from coatcheck.server.usage import Usage
 
 _log = logging.getLogger(__name__)
+
+#: Who rotates signing keys that are due, in the change log.
+_ROTATION = Actor("service:rotation")
 
 _PAGE_HEADERS = {
     "Content-Security-Policy": (
@@ -89,7 +95,10 @@ class Service:
         self._store = store
         self._clock = clock
         self._catalog = catalogs.without_file(settings)
-        self._ring = RingKeeper(store, sealing_keys)
+        self._publication = settings.publication
+        self._rotate_every_s = settings.rotate_every
+        load_again = partial(sealing.load, settings.keys_dir)
+        self._ring = RingKeeper(store, sealing_keys, self._publication, load_again)
         self._ring.at(store.head()).require_open()
         self._usage = Usage(store)
         self._metrics = Metrics(board)
@@ -118,7 +127,7 @@ class Service:
             rotate_every_s=settings.rotate_every,
             told_to=settings.metrics_from,
         )
-        self._readiness: asyncio.Task[dict[str, str]] | None = None
+        self._look_at_schema: asyncio.Task[dict[str, str]] | None = None
         base = urlsplit(settings.issuer).path
         self.token = TokenEndpoint(desk)
         self.token_path = f"{base}/oauth/token"
@@ -135,7 +144,7 @@ class Service:
             await self.pages(scope, receive, send)
             return
         form = self.forms.get(scope["path"])
-        request_id = scope.setdefault(logs.SCOPE_KEY, None) or logs.new_request_id()
+        request_id = scope.get(logs.SCOPE_KEY) or logs.new_request_id()
         logs.begin_request(request_id)
         send = _named(send, request_id)
         try:
@@ -160,7 +169,7 @@ class Service:
         """
         if scope["path"] != self.token_path:
             return None
-        logs.begin_request(scope[logs.SCOPE_KEY])
+        logs.begin_request(scope.get(logs.SCOPE_KEY))
         try:
             return self.token.reply_now(scope, body)
         except Exception as error:
@@ -222,7 +231,9 @@ class Service:
         well_known[metadata.COATCHECK] = metadata.CoatcheckEndpoint(
             settings.issuer, self._feed.url, self._ring, self._store, self._clock
         ).__call__
-        key_set = metadata.KeySetEndpoint(self._ring, self._store, self._clock)
+        key_set = metadata.KeySetEndpoint(
+            self._ring, self._store, self._clock, self._publication.max_age
+        )
 
         async def show_key_set(request: Request) -> Response:
             self._metrics.count(metrics.JWKS_REQUESTS)
@@ -256,14 +267,17 @@ class Service:
         However many ask, one look is under way: a database that does not answer must not fill
         the threads that others need.
         """
-        if self._readiness is None or self._readiness.done():
-            look = partial(readiness, self._store, self._ring, self._catalog, int(self._clock()))
-            self._readiness = asyncio.create_task(asyncio.to_thread(look))
+        if self._look_at_schema is None or self._look_at_schema.done():
+            look = asyncio.to_thread(_schema_checks, self._store)
+            self._look_at_schema = asyncio.create_task(look)
         try:
             async with asyncio.timeout(READY_TIMEOUT):
-                return await asyncio.shield(self._readiness)
+                checks = await asyncio.shield(self._look_at_schema)
         except TimeoutError:
-            return dict.fromkeys(("database", "schema", "signing_key"), "unavailable")
+            checks = _NO_DATABASE
+        if checks is _NO_DATABASE:
+            return checks
+        return checks | _signing_checks(self._store, self._ring, self._catalog, int(self._clock()))
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -272,6 +286,7 @@ class Service:
             asyncio.create_task(self._flush_usage()),
             asyncio.create_task(self._flush_metrics()),
             asyncio.create_task(self._feed.follow()),
+            asyncio.create_task(self._rotate()),
         ]
         try:
             yield
@@ -287,6 +302,39 @@ class Service:
         while True:
             await asyncio.sleep(USAGE_FLUSH)
             await asyncio.to_thread(self._usage.flush)
+
+    async def _rotate(self) -> None:
+        """Look now and then whether a signing key is due for a successor."""
+        while True:
+            # Nodes that were started together need not look together.
+            await asyncio.sleep(self._publication.look * random.uniform(0.5, 1))  # noqa: S311
+            await self.rotate_due()
+
+    async def rotate_due(self) -> None:
+        """Make a successor for each signing key that is due for one, if nobody else does.
+
+        Whatever is in the way now is tried again at the next look: there is a day for it.
+        """
+        lines = signing.first_lines({one.algorithm for one in self._catalog.audiences.values()})
+        try:
+            self._ring.try_again()
+            # Raises as well while this node's clock is wrong: it decides nothing then.
+            self._ring.at(self._store.head())
+            await asyncio.to_thread(
+                signing.rotate_due,
+                self._ring,
+                self._store,
+                lines,
+                _ROTATION,
+                every_s=self._rotate_every_s,
+                publication=self._publication,
+                now=int(self._clock()),
+            )
+        except (StoreUnavailable, BadSealingKey) as error:
+            _log.warning("signing keys are not rotated until this is mended: %s", error)
+        except Exception as error:
+            # Its text may hold anything; the task lives on.
+            _log.error("signing keys are not rotated: %s", type(error).__name__)
 
     async def _flush_metrics(self) -> None:
         while True:
@@ -320,15 +368,30 @@ def _both(
 
 def readiness(store: Store, ring: RingKeeper, catalog: Catalog, now: int) -> dict[str, str]:
     """What the service needs to issue tokens, each `ok` or what is wrong with it."""
-    checks = {"database": "ok", "schema": "ok", "signing_key": "ok"}
+    checks = _schema_checks(store)
+    if checks is _NO_DATABASE:
+        return checks
+    return checks | _signing_checks(store, ring, catalog, now)
+
+
+#: The text of the error names the file; that is for the log and for doctor.
+_NO_DATABASE = dict.fromkeys(("database", "schema", "signing_key"), "unavailable")
+
+
+def _schema_checks(store: Store) -> dict[str, str]:
+    """What asks the database, and may have to wait for it."""
     try:
         store.check_schema()
     except SchemaMismatch as error:
-        checks["schema"] = str(error)
+        return {"database": "ok", "schema": str(error)}
     except StoreUnavailable:
-        # The text names the file; that is for the log and for doctor.
-        checks["database"] = checks["schema"] = checks["signing_key"] = "unavailable"
-        return checks
+        return _NO_DATABASE
+    return {"database": "ok", "schema": "ok"}
+
+
+def _signing_checks(store: Store, ring: RingKeeper, catalog: Catalog, now: int) -> dict[str, str]:
+    """What is known from memory, as on the token path, and in its thread."""
+    checks = {"signing_key": "ok"}
     try:
         current = ring.at(store.head())
         for audience in catalog.audiences.values():

@@ -30,6 +30,10 @@ class What(Enum):
     TOKEN_REVOKED = ("token.revoked", True)
     SIGNING_KEY_CREATED = ("signing_key.created", False)
     SIGNING_KEY_WITHDRAWN = ("signing_key.withdrawn", True)
+    SIGNING_KEY_EXPORTED = ("signing_key.exported", False)
+    SIGNING_KEYS_RESEALED = ("signing_key.resealed", False)
+    LOG_RESTARTED = ("log.restarted", True)
+    ADMIN_RECOVERED = ("admin.recovered", False)
 
     def __init__(self, text: str, narrows: bool) -> None:
         self.text = text

@@ -8,6 +8,11 @@ Proxy headers are uvicorn's no more than ours: the client's address is worked ou
 `coatcheck.client_address`.  There is no access log: a URL may hold what somebody put there by
 mistake.
 
+Requests may arrive faster than they can be answered.  Whole ones wait in one queue, of which each
+turn of the event loop takes what takes it a few milliseconds, so that new connections, health
+checks and everything else get their turns as well; those beyond the application's limit are
+refused when it is theirs.
+
 Source: RFC 9112 §3.2 (Host), §6 (where a body ends), §9 (connections); RFC 9110 §6.5.1
 (trailers), §7.8 (Upgrade), §10.1.1 (Expect).
 """
@@ -16,9 +21,14 @@ import asyncio
 import json
 import logging
 import re
+import signal
 import socket
+import sys
+import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from time import perf_counter
 from typing import Any, Final, NamedTuple
 
 import httptools
@@ -30,7 +40,11 @@ from uvicorn.protocols.http.httptools_impl import (
     HttpToolsProtocol,
     RequestResponseCycle,
 )
+from uvicorn.server import ServerState
 from uvicorn.supervisors import Multiprocess
+
+from coatcheck.server import logs, metrics
+from coatcheck.server.inflight import ARRIVED_AT, InFlight
 
 _log = logging.getLogger(__name__)
 
@@ -59,18 +73,25 @@ _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _CLOSE: Final = (b"connection", b"close")
 
 _BACKLOG: Final = 2048
-#: Seconds that requests under way get when the service stops.
-_GRACE: Final = 5
-#: Set up again in each worker, which starts as a new process.
-_LOGGING: Final[dict[str, Any]] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {
-        "line": {"format": "%(asctime)s %(levelname)s %(name)s [%(process)d] %(message)s"}
-    },
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "root": {"level": "INFO", "handlers": ["stderr"]},
-}
+#: Seconds that requests under way get when the service stops; what the database may take to be
+#: told the last counts comes behind.
+_GRACE: Final = 2
+#: Seconds that an idle connection is kept when the service stops: a request that was sent before
+#: its client could know is still answered.
+_LINGER: Final = 0.25
+#: Answers that one turn of the event loop gives: some milliseconds, whoever has to sign them.
+_ANSWERS_PER_TURN: Final = 32
+#: Refusals for want of room that it gives beside them; one takes a fifth of the time.
+_REFUSALS_PER_TURN: Final = 128
+#: Seconds from the signal until a worker that does not end is killed.
+_PATIENCE: Final = 8
+
+
+_ACCEPTED_PER_TURN: Final = 16
+#: For metrics, beside two for each worker.
+_SPARE_SLOTS: Final = 8
+#: For an application that does not count.
+_UNLIMITED: Final = InFlight(sys.maxsize)
 
 
 @lru_cache(maxsize=64)
@@ -83,6 +104,10 @@ def _lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
     if any(_CONTROL.search(value) for _, value in headers):
         raise ValueError("a header value holds a control character")
     return b"".join(b"%b: %b\r\n" % header for header in headers)
+
+
+#: The application's answer: status, body, headers, and what is its own affair.
+_Reply = tuple[Any, ...]
 
 
 class _Refusal(NamedTuple):
@@ -99,6 +124,54 @@ _NO_TUNNEL: Final = _Refusal(400, "This is no proxy.")
 _HEAD_TOO_LARGE: Final = _Refusal(431, "The head of the request is larger than 32 KiB.")
 _BODY_TOO_LARGE: Final = _Refusal(413, "The body of the request is larger than 1 MiB.")
 _BODY_TOO_SLOW: Final = _Refusal(408, "The body did not arrive in time.")
+
+
+class _Queue:
+    """Answers that are due, in the order of their requests.
+
+    Refusals for want of room have a line of their own: callers who ask again at once, however many
+    they are, leave most of each turn to those who were let in.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._due: deque[tuple[Protocol, RequestResponseCycle, ASGI3Application]] = deque()
+        self._refusals: deque[tuple[Protocol, RequestResponseCycle, _Reply]] = deque()
+        self._has_turn = False
+
+    def put(
+        self, connection: "Protocol", cycle: RequestResponseCycle, app: ASGI3Application
+    ) -> None:
+        """What waits for the application's answer."""
+        self._due.append((connection, cycle, app))
+        if not self._has_turn:
+            self._await_turn()
+
+    def put_refusal(
+        self, connection: "Protocol", cycle: RequestResponseCycle, reply: _Reply
+    ) -> None:
+        """What has its answer already."""
+        self._refusals.append((connection, cycle, reply))
+        if not self._has_turn:
+            self._await_turn()
+
+    def _await_turn(self) -> None:
+        self._has_turn = True
+        self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        try:
+            due, refusals = self._due, self._refusals
+            for _ in range(min(_ANSWERS_PER_TURN, len(due))):
+                connection, cycle, app = due.popleft()
+                connection.answer(cycle, app)
+            for _ in range(min(_REFUSALS_PER_TURN, len(refusals))):
+                connection, cycle, reply = refusals.popleft()
+                connection.write(cycle, reply)
+        finally:
+            self._has_turn = False
+            if self._due or self._refusals:
+                self._await_turn()
 
 
 class Protocol(HttpToolsProtocol):
@@ -123,6 +196,12 @@ class Protocol(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None
         #: The application's short way, if it has one: scope and body → the whole answer, or None.
         self._reply_now = getattr(self.app, "reply_now", None)
+        #: The application's count of requests under way, and its answer to one too many, or None.
+        self._in_flight: InFlight = getattr(self.app, "in_flight", _UNLIMITED)
+        self._shed_now = getattr(self.app, "shed_now", None)
+        self._queue = _queue_of(self.server_state, self.loop)
+        #: The service is stopping: each answer is the last one on its connection.
+        self._is_leaving = False
         #: The request is on hold whose head was read last: the next bytes may be all of its body.
         self._held: tuple[RequestResponseCycle, ASGI3Application] | None = None
         self._may_hold = False
@@ -210,6 +289,7 @@ class Protocol(HttpToolsProtocol):
         # Who waits for leave to send the body gets it from ASGI; who reads no answers waits there.
         may_hold = not self.expect_100_continue and not self.flow.write_paused
         self._may_hold = self._reply_now is not None and may_hold
+        self.scope[logs.SCOPE_KEY] = logs.new_request_id()  # type: ignore[typeddict-unknown-key]
         HttpToolsProtocol.on_headers_complete(self)
         self._may_hold = False
         self._head_since = None
@@ -276,6 +356,8 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
+        if self._is_leaving and not self.pipeline:
+            cycle.keep_alive = False
         if self._may_hold:
             self._held = (cycle, app)
         else:
@@ -288,34 +370,54 @@ class Protocol(HttpToolsProtocol):
         (cycle, app), self._held = self._held, None
         if cycle.more_body:
             super()._start_asgi_task(cycle, app)
-        else:
-            # In its turn, as a task would be: what the loop reads from others comes after it.
-            self.loop.call_soon(self._answer, cycle, app)
+            return
+        in_flight = self._in_flight
+        if in_flight.count >= in_flight.most and self._shed_now is not None:
+            reply = self._shed_now(cycle.scope)
+            if reply is not None:
+                # Not here: whoever asks again at once would keep the loop reading for seconds.
+                self._queue.put_refusal(self, cycle, reply)
+                return
+        cycle.scope[ARRIVED_AT] = perf_counter()  # type: ignore[typeddict-unknown-key]
+        in_flight.count += 1
+        self._queue.put(self, cycle, app)
 
-    def _answer(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        """One write for the whole answer, and no task, event or message on the way to it."""
+    def answer(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """The whole answer at once, and no task, event or message on the way to it."""
+        self._in_flight.count -= 1
         if cycle.disconnected or self.transport.is_closing() or self._reply_now is None:
             return
         reply = self._reply_now(cycle.scope, bytes(cycle.body))
         if reply is None:
             super()._start_asgi_task(cycle, app)
+        else:
+            self.write(cycle, reply)
+
+    def write(self, cycle: RequestResponseCycle, reply: _Reply) -> None:
+        """Head and body in one piece."""
+        status, body, headers = reply[:3]
+        if cycle.disconnected or self.transport.is_closing():
             return
-        status, body, headers = reply
         if not cycle.keep_alive and _CLOSE not in headers:
             headers = (*headers, _CLOSE)
-        head = self._head(status, headers, len(body))
+        request_id: bytes = cycle.scope[logs.SCOPE_KEY]  # type: ignore[typeddict-item]
+        head = self._head(status, headers, len(body), request_id)
         cycle.response_started = cycle.response_complete = True
         self.transport.write(head if cycle.scope["method"] == "HEAD" else head + body)
         if _CLOSE in headers:
             self.transport.close()
         self.on_response_complete()
 
-    def _head(self, status: int, headers: Sequence[tuple[bytes, bytes]], length: int) -> bytes:
+    def _head(
+        self, status: int, headers: Sequence[tuple[bytes, bytes]], length: int, request_id: bytes
+    ) -> bytes:
         """Status line and header fields of an answer with so many bytes."""
-        return b"%b%b%bcontent-length: %d\r\n\r\n" % (
+        return b"%b%b%b%b: %b\r\ncontent-length: %d\r\n\r\n" % (
             STATUS_LINE[status],
             _lines(tuple(self.server_state.default_headers)),
             _lines(tuple(headers)),
+            logs.HEADER,
+            request_id,
             length,
         )
 
@@ -343,6 +445,14 @@ class Protocol(HttpToolsProtocol):
             # answer, or its next request; there is no telling which.
             self.transport.close()
 
+    def shutdown(self) -> None:
+        """The service stops: answer what was sent, and what is on its way here, then close."""
+        self._is_leaving = True
+        if self._is_answering():
+            super().shutdown()
+        else:
+            self.loop.call_later(_LINGER, super().shutdown)
+
     def _is_answering(self) -> bool:
         return self._running is not None and not self._running.response_complete
 
@@ -351,7 +461,9 @@ class Protocol(HttpToolsProtocol):
         if self._is_ending or self.transport.is_closing():
             return
         self._is_ending = True
-        _log.info("%d for %s: %s", refusal.status, self.client, refusal.sentence)
+        request_id = logs.new_request_id()
+        with logs.of_request(request_id):
+            _log.info("%d for %s: %s", refusal.status, self.client, refusal.sentence)
         error = {"error": "invalid_request", "error_description": refusal.sentence}
         body = json.dumps(error | {"code": "invalid_request"}, separators=(",", ":")).encode()
         headers = (
@@ -360,7 +472,7 @@ class Protocol(HttpToolsProtocol):
             (b"pragma", b"no-cache"),
             _CLOSE,
         )
-        words = self._head(refusal.status, headers, len(body)) + body
+        words = self._head(refusal.status, headers, len(body), request_id) + body
         if self._body_since is not None:
             # It is the answer to this request, instead of the one that waits for its body.
             if self.cycle is self._running:
@@ -410,6 +522,15 @@ class Protocol(HttpToolsProtocol):
             self._refuse(_BODY_TOO_SLOW)
 
 
+def _queue_of(state: ServerState, loop: asyncio.AbstractEventLoop) -> _Queue:
+    """The queue that all connections of a server share."""
+    queue = getattr(state, "coatcheck_queue", None)
+    if queue is None:
+        queue = _Queue(loop)
+        state.coatcheck_queue = queue  # type: ignore[attr-defined]
+    return queue
+
+
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket, made before anything else so that a taken port is told at once.
 
@@ -431,13 +552,36 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def run(bound: socket.socket, *, workers: int) -> int:
+class _Config(uvicorn.Config):
+    """uvicorn's, with what a worker shares with the others; each gets a copy as it starts."""
+
+    board: metrics.Board | None = None
+
+    def load(self) -> None:
+        metrics.share(self.board)
+        super().load()
+
+
+class _Supervisor(Multiprocess):
+    """uvicorn's, which would wait for ever for a worker that does not end."""
+
+    def join_all(self) -> None:
+        ends_at = time.monotonic() + _PATIENCE
+        for one in self.processes:
+            one.process.join(max(0.0, ends_at - time.monotonic()))
+            if one.process.is_alive():
+                _log.warning("worker %d did not stop within %d s: killed", one.pid, _PATIENCE)
+                one.process.kill()
+                one.process.join()
+
+
+def run(bound: socket.socket, *, workers: int, log_format: logs.Format | None = None) -> int:
     """Serve until a signal says stop.
 
     Returns:
         0 if it served, else 1.
     """
-    config = uvicorn.Config(
+    config = _Config(
         "coatcheck.server.app:create",
         factory=True,
         workers=workers,
@@ -449,15 +593,24 @@ def run(bound: socket.socket, *, workers: int) -> int:
         proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=_GRACE,
-        log_config=_LOGGING,
+        log_config=logs.configuration(log_format),
     )
     host, port = bound.getsockname()[:2]
     _log.info("listening on http://%s:%d", host, port)
+    # libuv accepts one connection of a listening socket in each turn of its loop.  When turns are
+    # long, because many ask at once, those who come would wait for seconds.
+    sockets = [bound, *(bound.dup() for _ in range(_ACCEPTED_PER_TURN - 1))]
     if workers == 1:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # When all is done, uvicorn raises the signal once more: being told to stop is no
+            # failure, so that nothing must come of it.
+            signal.signal(number, lambda *_: None)
         server = uvicorn.Server(config)
-        server.run(sockets=[bound])
+        server.run(sockets=sockets)
         return 0 if server.started else 1
-    supervisor = Multiprocess(config, sockets=[bound])
+    # A worker that is replaced holds its slot until it ends.
+    config.board = metrics.Board(2 * workers + _SPARE_SLOTS)
+    supervisor = _Supervisor(config, sockets=sockets)
     supervisor.run()
     # The supervisor ends in peace even when its workers could not start.
     failed = any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes)

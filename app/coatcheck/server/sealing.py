@@ -2,7 +2,8 @@
 
 It is a file in the keys directory, `sealing-<id>.key`: 32 random bytes in base64url, mode 0600
 in a directory of mode 0700.  Several may lie there while one is being replaced; each sealed blob
-names the one it needs.
+names the one it needs.  Which of them is in use is for the database to say: a file that appears
+changes nothing by itself.
 
 Sealing is AES-256-GCM with a fresh 96-bit nonce; the name of the thing sealed is its associated
 data, so that two blobs cannot be swapped.
@@ -15,7 +16,7 @@ import os
 import secrets
 import stat
 from base64 import b64decode, urlsafe_b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -69,17 +70,43 @@ class SealingKeys:
     """All sealing keys of a deployment, by id."""
 
     by_id: Mapping[str, SealingKey]
+    """The newest file first."""
+    files: Sequence["SealingFile"] = ()
 
     def newest(self) -> SealingKey:
-        """The one to seal with: there is one, but for the time of a replacement."""
+        """The one that a new deployment seals with."""
         return next(iter(self.by_id.values()))
 
-    def unseal(self, sealed: bytes, name: str, sealing_key_id: str) -> bytes:
-        """Unseal with the key that sealed it.
+    def successor(self, sealing_key_id: str = "") -> SealingKey:
+        """The one to seal with from now on.
+
+        Args:
+            sealing_key_id: which one; empty: the newest file.
 
         Raises:
-            BadSealingKey: that key is not here, or does not fit.
+            BadSealingKey: there is none of this id, or two files are equally new.
         """
+        if sealing_key_id and sealing_key_id not in self.by_id:
+            have = ", ".join(self.by_id)
+            raise BadSealingKey(
+                f"COATCHECK_KEYS_DIR has no sealing-{sealing_key_id}.key: it holds {have}"
+            )
+        if sealing_key_id:
+            return self.by_id[sealing_key_id]
+        ages: dict[int, set[str]] = {}
+        for file in self.files:
+            ages.setdefault(file.made_at, set()).add(file.id)
+        equally_new = ages[max(ages)] if ages else set()
+        if len(equally_new) > 1:
+            # Mounted secrets all have the time of the mount.
+            raise BadSealingKey(
+                f"the files of the sealing keys {' and '.join(sorted(equally_new))} are equally"
+                " new: name the one to seal with, --to ID"
+            )
+        return self.newest()
+
+    def get(self, sealing_key_id: str) -> SealingKey:
+        """The sealing key of this id.  Raises BadSealingKey: it is not here."""
         sealing_key = self.by_id.get(sealing_key_id)
         if sealing_key is None:
             have = ", ".join(self.by_id)
@@ -87,11 +114,36 @@ class SealingKeys:
                 f"the database was sealed with sealing key {sealing_key_id}, and COATCHECK_KEYS_DIR"
                 f" holds {have}: put sealing-{sealing_key_id}.key there"
             )
-        return sealing_key.unseal(sealed, name)
+        return sealing_key
+
+    def unseal(self, sealed: bytes, name: str, sealing_key_id: str) -> bytes:
+        """Unseal with the key that sealed it.
+
+        Raises:
+            BadSealingKey: that key is not here, or does not fit.
+        """
+        return self.get(sealing_key_id).unseal(sealed, name)
+
+
+@dataclass(frozen=True, slots=True)
+class SealingFile:
+    """A file that holds a sealing key.
+
+    Attributes:
+        id: of the sealing key.
+        made_at: when it was written, in nanoseconds since the epoch.
+    """
+
+    id: str
+    path: Path
+    made_at: int
 
 
 def create(keys_dir: Path) -> SealingKey:
     """Make a sealing key and write its file, closing the directory to others.
+
+    The file is there as a whole and on the disk, or not at all: one that was cut off would refuse
+    every start, and one that a power cut took away would take what it seals with it.
 
     Raises:
         BadSealingKey: the directory cannot be used.
@@ -102,11 +154,18 @@ def create(keys_dir: Path) -> SealingKey:
         key = secrets.token_bytes(_KEY_BYTES)
         sealing_key = SealingKey.of(key)
         path = keys_dir / f"sealing-{sealing_key.id}.key"
-        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        draft = path.with_suffix(".draft")
+        file = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         with os.fdopen(file, "wb") as stream:
             stream.write(urlsafe_b64encode(key) + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
+        draft.rename(path)
+        directory = os.open(keys_dir, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
     except OSError as error:
         raise BadSealingKey(f"{keys_dir} cannot hold the sealing key: {error.strerror}") from None
     return sealing_key
@@ -136,19 +195,21 @@ def load(keys_dir: Path) -> SealingKeys:
         )
     try:
         _require_closed(keys_dir, keys_dir.stat(), "0700", "chmod 700")
-        found = [(path.stat().st_mtime, path) for path in keys_dir.glob(_PATTERN)]
-        paths = [path for _, path in sorted(found, reverse=True)]
-        sealing_keys = [_read(path, keys_dir) for path in paths]
+        found = [(path.stat().st_mtime_ns, path) for path in keys_dir.glob(_PATTERN)]
+        read = [(at, path, _read(path, keys_dir)) for at, path in sorted(found, reverse=True)]
     except OSError as error:
         raise BadSealingKey(
             f"a sealing key in {keys_dir} cannot be read ({error.strerror}): mend or remove it"
         ) from None
-    if not sealing_keys:
+    if not read:
         raise BadSealingKey(
             f"there is no sealing key in {keys_dir}: put the deployment's sealing-*.key there;"
             " a new deployment gets one from coatcheck init"
         )
-    return SealingKeys({sealing_key.id: sealing_key for sealing_key in sealing_keys})
+    return SealingKeys(
+        {sealing_key.id: sealing_key for _, _, sealing_key in read},
+        [SealingFile(sealing_key.id, path, at) for at, path, sealing_key in read],
+    )
 
 
 def _read(path: Path, keys_dir: Path) -> SealingKey:

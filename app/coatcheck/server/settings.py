@@ -4,10 +4,13 @@ A twin names a file that holds the value, as secret mounts do.  Nothing is read 
 whoever wants to know what a deployment runs on reads this page.
 """
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -20,7 +23,14 @@ from pydantic import (
     model_validator,
 )
 
-from coatcheck.durations import TOKEN_LIFETIME
+from coatcheck.durations import (
+    JWKS_MAX_AGE,
+    PUBLISH_AHEAD,
+    ROTATE_EVERY,
+    TOKEN_LIFETIME,
+    Publication,
+    span,
+)
 from coatcheck.token_profile import Algorithm, TokenType, is_audience
 
 PREFIX: Final = "COATCHECK_"
@@ -60,6 +70,15 @@ def _networks(value: object) -> object:
     return value
 
 
+def _seconds(value: object) -> object:
+    if isinstance(value, str) and not (value.isascii() and value.isdecimal()):
+        seconds = span(value)
+        if seconds is None:
+            raise ValueError("a span such as 30d or 12h, or seconds")
+        return seconds
+    return value
+
+
 class Settings(BaseModel):
     """What one deployment runs on."""
 
@@ -89,11 +108,31 @@ class Settings(BaseModel):
     guesses_per_minute: int = Field(default=60, ge=0)
     """How many wrong secrets one address may send a minute; 0 turns the limit off."""
 
+    max_in_flight: int = Field(default=256, ge=1)
+    """How many requests a worker may have under way; a token request beyond is told 503 at once."""
+
+    metrics_from: Annotated[tuple[Network, ...], BeforeValidator(_networks)] = (
+        ip_network("127.0.0.0/8"),
+        ip_network("::1/128"),
+    )
+    """Networks, separated by commas, whose own connections may read `/metrics`."""
+
+    log_format: Literal["json", "text"] | None = None
+    """`json` or `text`; text on a terminal and JSON elsewhere when not set."""
+
+    rotate_every: Annotated[int, BeforeValidator(_seconds), Field(ge=0)] = ROTATE_EVERY
+    """A span such as 30d or 12h, or seconds: how long a signing key signs before the service lets
+    the next one sign; 0: only when told."""
+
     allow_insecure_issuer: bool = False
     """Allow a plain-http issuer that is not on loopback: tokens then travel in the clear."""
 
     unsafe_token_lifetime: int | None = Field(default=None, ge=1, le=TOKEN_LIFETIME)
     """Seconds.  For tests on loopback: a shorter life of tokens."""
+
+    unsafe_key_set_max_age: int | None = Field(default=None, ge=1, le=JWKS_MAX_AGE)
+    """Seconds.  For tests on loopback: how long the key set may be cached.  Signing keys are
+    published twice as long ahead, and two lifetimes of a token after."""
 
     unsafe_clock_offset: int = 0
     """Seconds.  For tests on loopback: how far this process's clock is moved."""
@@ -106,10 +145,16 @@ class Settings(BaseModel):
                 "COATCHECK_ISSUER is plain http and not on loopback: keys and tokens would travel"
                 " in the clear.  Use https, or set COATCHECK_ALLOW_INSECURE_ISSUER=true"
             )
-        unsafe = self.model_fields_set & {"unsafe_token_lifetime", "unsafe_clock_offset"}
+        unsafe = [name for name in self.model_fields_set if name.startswith("unsafe_")]
         if unsafe and not self.on_loopback:
             names = ", ".join(sorted(PREFIX + name.upper() for name in unsafe))
             raise ValueError(f"{names}: for tests on loopback only; remove it")
+        shortest = 1 if self.unsafe_key_set_max_age else 2 * PUBLISH_AHEAD
+        if 0 < self.rotate_every < shortest:
+            raise ValueError(
+                f"COATCHECK_ROTATE_EVERY: at least {shortest // 86400}d, because the next signing"
+                f" key is published {PUBLISH_AHEAD // 3600} hours before it signs; or 0 for never"
+            )
         return self
 
     @property
@@ -133,6 +178,13 @@ class Settings(BaseModel):
     @property
     def token_lifetime_s(self) -> int:
         return self.unsafe_token_lifetime or TOKEN_LIFETIME
+
+    @property
+    def publication(self) -> Publication:
+        """How long the key set is cached and signing keys are in it."""
+        if self.unsafe_key_set_max_age is None:
+            return Publication()
+        return Publication.shrunk(self.unsafe_key_set_max_age, self.token_lifetime_s)
 
     @classmethod
     def load(cls, environ: Mapping[str, str]) -> Self:
@@ -159,6 +211,92 @@ def unknown_settings(environ: Mapping[str, str]) -> list[str]:
         for name in environ
         if name.startswith(PREFIX) and name.removesuffix("_FILE") not in known
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Effective:
+    """A setting as it takes effect.
+
+    Attributes:
+        origin: `default`, `environment`, or `file` and the path of its `_FILE` twin.
+        text: the value, secret or not; None if it is wrong.
+        shown: the value as it may be shown to anybody.
+    """
+
+    variable: str
+    origin: str
+    text: str | None = dataclass_field(repr=False)
+    shown: str
+
+    def to_json(self) -> dict[str, object]:
+        value = None if self.text is None else self.shown
+        return {"setting": self.variable, "value": value, "origin": self.origin}
+
+
+def effective(environ: Mapping[str, str]) -> tuple[dict[str, Effective], list[str]]:
+    """Every setting by its name in `Settings`, and what is wrong, in sentences."""
+    given: dict[str, Any] = {}
+    problems: list[str] = []
+    wrong: set[str] = set()
+    for name in Settings.model_fields:
+        try:
+            given[name] = _text(PREFIX + name.upper(), environ)
+        except BadSettings as error:
+            problems.append(str(error))
+            wrong.add(name)
+    settings: Settings | None = None
+    try:
+        settings = Settings(**{name: text for name, text in given.items() if text is not None})
+    except ValidationError as error:
+        problems += _sentences(error)
+        wrong |= {str(one["loc"][0]) for one in error.errors() if one["loc"]}
+    found = {}
+    for name, field in Settings.model_fields.items():
+        variable = PREFIX + name.upper()
+        value = getattr(settings, name) if settings else given.get(name)
+        if value is None:
+            value = field.get_default()
+        if settings and name == "audience":
+            value = settings.default_audience
+        text = None if name in wrong else _plain(value)
+        shown = "wrong" if text is None else text if field.repr else masked(text)
+        found[name] = Effective(variable, _origin(variable, environ), text, shown)
+    return found, problems
+
+
+def masked(secret: str) -> str:
+    """A secret as it may be shown: of a URL everything but its passwords, of others nothing."""
+    scheme, separator, rest = secret.partition("://")
+    userinfo, at, place = rest.rpartition("@")
+    try:
+        _ = urlsplit(f"{scheme}://{place}").port
+    except ValueError:
+        separator = ""
+    if not separator:
+        return _MASK
+    user, colon, _ = userinfo.partition(":")
+    shown = f"{scheme}://{user}{colon and f':{_MASK}'}{at}{place}"
+    return _PASSWORD.sub(rf"\1{_MASK}", shown)
+
+
+_MASK: Final = "****"
+_PASSWORD: Final = re.compile(r"((?i:password)=)[^&]*")
+
+
+def _plain(value: object) -> str:
+    """A value as one would write it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value)
+
+
+def _origin(variable: str, environ: Mapping[str, str]) -> str:
+    path = environ.get(f"{variable}_FILE")
+    if path:
+        return f"file {path}"
+    return "environment" if environ.get(variable) else "default"
 
 
 _OF_OTHERS: Final = {

@@ -8,30 +8,38 @@ without being told.
 
 Private halves lie sealed in the database and are opened once per process.
 
+Whoever changes the ring holds it: two changes at once come one after the other, and the second
+looks at what the first has left.  Should two get through all the same, the database refuses the
+second, because the place of a signing key in the order is unique.
+
 Source: RFC 7517 (JWK), RFC 7638 (thumbprint as `kid`), RFC 7518 §3.4, RFC 8725 §3.5.
 """
 
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from hashlib import sha256
 from typing import Any, Final, Literal, cast
 
-import jwt
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from coatcheck import base64url
-from coatcheck.durations import PUBLISH_AFTER, PUBLISH_AHEAD
+from coatcheck.durations import Publication
 from coatcheck.feed_profile import TYPE as FEED_TYPE
+from coatcheck.server import keyfile
 from coatcheck.server.changes import Actor, Change, What
+from coatcheck.server.keyfile import KeyPair, UnfitKey
 from coatcheck.server.sealing import BadSealingKey, SealingKey, SealingKeys
-from coatcheck.server.store import SigningKeyRecord, Store
+from coatcheck.server.store import SigningKeyRecord, Store, Taken, Transaction
 from coatcheck.server.store.tables import SigningKey as SigningKeyRow
-from coatcheck.token_profile import Algorithm
+from coatcheck.token_profile import MAX_HEADER_AND_SIGNATURE, Algorithm
+from coatcheck.verifier import keyset
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +57,21 @@ GENERATE: Final[Mapping[Algorithm, Callable[[], Any]]] = {
     "RS256": lambda: rsa.generate_private_key(_RSA_EXPONENT, _RSA_BITS),
     "EdDSA": ed25519.Ed25519PrivateKey.generate,
 }
+
+#: How long signing keys of a deployment are published; only tests have another.
+_USUAL: Final = Publication()
+
+#: In the change-log row of a new signing key: when exactly it was made, where that is known.
+MADE_AT_MS: Final = "madeAtMs"
+
+#: "Whichever is the newest": a successor of which nobody said what it succeeds.
+ANY: Final = "*"
+
+#: A `kid` that somebody else gave: it goes into headers, feeds, log lines and command lines.
+_KID: Final = re.compile(r"[A-Za-z0-9_=+/.:~-]{1,128}")
+
+#: What the self-test signs.
+_PROBE: Final = b"coatcheck self-test"
 
 #: Takes a message, returns its signature in the form of JWS.
 Sign = Callable[[bytes], bytes]
@@ -88,6 +111,8 @@ LINES: Final[tuple[tuple[Purpose, Algorithm], ...]] = (
 #: RFC 9068 §2.1 wants RS256 supported, so it is published before anybody needs it.
 _ALWAYS_PUBLISHED: Final[frozenset[Algorithm]] = frozenset(("ES256", "RS256"))
 
+Line = tuple[Purpose, Algorithm]
+
 
 class NoSigner(Exception):
     """No signing key of this algorithm may sign now.  The caller is told 503."""
@@ -99,6 +124,10 @@ class SigningKeyConflict(Exception):
 
 class UnknownSigningKey(LookupError):
     """There is no signing key of this `kid`."""
+
+
+class BadSigningKey(ValueError):
+    """A signing key of the ring is not what it says.  The message says how to go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +154,8 @@ class SigningKey:
     """A signing key as this process holds it.
 
     Attributes:
-        private: None when no sealing key here opens it.
+        private: None when no sealing key here opens it, or it does not fit the public half.
+        fault: why there is no private half; None while there is one.
         ends_at: when its successor starts; None while there is none.  Seconds since the epoch,
             as the other times.
     """
@@ -139,6 +169,13 @@ class SigningKey:
     withdrawn_at: int | None
     ends_at: int | None
     private: Any = field(repr=False)
+    fault: Exception | None = None
+    publish_after: int = _USUAL.after
+
+    @property
+    def line(self) -> Line:
+        """The succession that it belongs to."""
+        return self.purpose, self.algorithm
 
     def signs(self, now: int) -> bool:
         return (
@@ -150,7 +187,7 @@ class SigningKey:
 
     def is_published(self, now: int) -> bool:
         return self.withdrawn_at is None and (
-            self.ends_at is None or now < self.ends_at + PUBLISH_AFTER
+            self.ends_at is None or now < self.ends_at + self.publish_after
         )
 
     def state(self, now: int) -> str:
@@ -185,16 +222,21 @@ class Ring:
         self.signing_keys = tuple(signing_keys)
         self._by_kid = {signing_key.kid: signing_key for signing_key in self.signing_keys}
         #: Who signed last in each line: almost always whoever signs next.
-        self._signed_last: dict[tuple[Purpose, Algorithm], SigningKey] = {}
+        self._signed_last: dict[Line, SigningKey] = {}
 
     @classmethod
     def read(
-        cls, records: Iterable[SigningKeyRecord], sealing_keys: SealingKeys, known: "Ring"
+        cls,
+        records: Iterable[SigningKeyRecord],
+        sealing_keys: SealingKeys,
+        known: "Ring",
+        publication: Publication = _USUAL,
     ) -> "Ring":
         """The ring that these records describe.
 
-        A private half that does not open leaves a signing key that is published and does not
-        sign: what the others may do must not hang on it.  `require_open` tells.
+        A private half that does not open, or does not sign what the public one verifies, leaves
+        a signing key that is published and does not sign: what the others may do must not hang
+        on it.  `require_open` tells.
 
         Args:
             known: an earlier ring; private halves that it has opened are not opened again.
@@ -204,7 +246,12 @@ class Ring:
         signing_keys = []
         for record in records:
             before = known.get(record.kid)
-            private = before and before.private
+            private, fault = (before.private, before.fault) if before else (None, None)
+            if private is None:
+                was_told = fault
+                private, fault = _open(record, sealing_keys)
+                if fault is not None and str(fault) != str(was_told):
+                    _log.error("signing key %s does not sign here: %s", record.kid, fault)
             signing_keys.append(
                 SigningKey(
                     kid=record.kid,
@@ -215,7 +262,9 @@ class Ring:
                     starts_at=record.starts_at,
                     withdrawn_at=record.withdrawn_at,
                     ends_at=ends_at.get(record.kid),
-                    private=private or _open(record, sealing_keys),
+                    private=private,
+                    fault=fault,
+                    publish_after=publication.after,
                 )
             )
         return cls(signing_keys)
@@ -224,13 +273,40 @@ class Ring:
         return self._by_kid.get(kid)
 
     def require_open(self) -> None:
-        """Raises BadSealingKey if any signing key that may still sign did not open."""
+        """Raises BadSealingKey or BadSigningKey if any that was not withdrawn did not open."""
         for signing_key in self.signing_keys:
-            if signing_key.private is None and signing_key.withdrawn_at is None:
-                raise BadSealingKey(
-                    f"signing key {signing_key.kid} does not open with the sealing keys in"
-                    " COATCHECK_KEYS_DIR: put the deployment's own sealing-*.key there"
-                )
+            if signing_key.private is not None or signing_key.withdrawn_at is not None:
+                continue
+            if isinstance(signing_key.fault, BadSigningKey):
+                raise signing_key.fault
+            raise BadSealingKey(
+                f"signing key {signing_key.kid} does not open with the sealing keys in"
+                " COATCHECK_KEYS_DIR: put the deployment's own sealing-*.key there"
+                + (f" ({signing_key.fault})" if signing_key.fault else "")
+            )
+
+    def newest(self, line: Line) -> str | None:
+        """The `kid` of the one that was made last in this line; None: there is none."""
+        kids = [signing_key.kid for signing_key in self.signing_keys if signing_key.line == line]
+        return kids[-1] if kids else None
+
+    def due(self, line: Line, every_s: int, ahead_s: int, now: int) -> SigningKey | None:
+        """The signing key of this line whose successor is to be published now.
+
+        One whose line waits for a successor already is not due.  Neither is a line in which
+        nothing signs: that was an operator's decision, and stays one.
+
+        Args:
+            every_s: how long a signing key signs; 0: as long as nobody says otherwise.
+            ahead_s: how long before it signs the successor is published.
+        """
+        members = [one for one in self.signing_keys if one.line == line]
+        if not every_s or any(one.withdrawn_at is None and one.starts_at > now for one in members):
+            return None
+        current = next((one for one in members if one.signs(now)), None)
+        if current is None or now < current.starts_at + every_s - ahead_s:
+            return None
+        return current
 
     def signer(self, algorithm: Algorithm, now: int, purpose: Purpose = "token") -> Signer:
         """The one that signs now.
@@ -272,11 +348,24 @@ class Ring:
 
 
 class RingKeeper:
-    """Keeps a process's ring up with the change log."""
+    """Keeps a process's ring up with the change log.
 
-    def __init__(self, store: Store, sealing_keys: SealingKeys) -> None:
+    Args:
+        load_again: reads the sealing keys anew, when a signing key was sealed with one that is
+            not known here: it may have been put there since.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        sealing_keys: SealingKeys,
+        publication: Publication = _USUAL,
+        load_again: Callable[[], SealingKeys] | None = None,
+    ) -> None:
         self._store = store
-        self._sealing_keys = sealing_keys
+        self.sealing_keys = sealing_keys
+        self._publication = publication
+        self._load_again = load_again
         self._as_of = -1
         self._ring = Ring(())
 
@@ -292,13 +381,38 @@ class RingKeeper:
             StoreUnavailable: the database did not answer.
         """
         if as_of != self._as_of:
-            self._ring = Ring.read(self._store.signing_keys(), self._sealing_keys, self._ring)
+            records = self._store.signing_keys()
+            if any(self._lacks(record) for record in records):
+                self.look_for_sealing_keys()
+            self._ring = Ring.read(records, self.sealing_keys, self._ring, self._publication)
             self._as_of = as_of
         return self._ring
 
+    def try_again(self) -> None:
+        """Read the ring anew at the next look if something of it could not be opened."""
+        if any(one.private is None and one.withdrawn_at is None for one in self._ring.signing_keys):
+            self._as_of = -1
 
-def first_lines(algorithms: Collection[Algorithm]) -> list[tuple[Purpose, Algorithm]]:
-    """The lines that a deployment begins with.
+    def _lacks(self, record: SigningKeyRecord) -> bool:
+        known = self._ring.get(record.kid)
+        return (
+            record.withdrawn_at is None
+            and (known is None or known.private is None)
+            and record.sealing_key_id not in self.sealing_keys.by_id
+        )
+
+    def look_for_sealing_keys(self) -> None:
+        """Read the sealing keys anew: the deployment may have been re-sealed since."""
+        if self._load_again is None:
+            return
+        try:
+            self.sealing_keys = self._load_again()
+        except BadSealingKey as error:
+            _log.error("the sealing keys cannot be read again: %s", error)
+
+
+def first_lines(algorithms: Collection[Algorithm]) -> list[Line]:
+    """The lines that a deployment begins with, and that rotate by themselves.
 
     An EdDSA key is published only where an audience uses it: there are verifiers that stumble
     over a key set with a key type they do not know.
@@ -310,6 +424,54 @@ def first_lines(algorithms: Collection[Algorithm]) -> list[tuple[Purpose, Algori
     return [line for line in LINES if line[0] == "feed" or line[1] in used]
 
 
+def sealing_key_in_use(store: Store, sealing_keys: SealingKeys) -> SealingKey:
+    """The sealing key of the newest signing key that counts: it seals the next one, too.
+
+    Another one that lies in the keys directory waits for `reseal`: the other nodes may not have
+    it yet.
+
+    Raises:
+        BadSealingKey: it is not here.
+        StoreUnavailable: the database did not answer.
+    """
+    with store.transaction(read_only=True) as tx:
+        in_use = _sealed_with(tx.signing_keys())
+    return sealing_keys.newest() if in_use is None else sealing_keys.get(in_use)
+
+
+def sealing_keys_in_use(store: Store) -> Collection[str]:
+    """The ids of the sealing keys that signing keys need.  Raises StoreUnavailable."""
+    with store.transaction(read_only=True) as tx:
+        return {row.sealing_key_id for row in tx.signing_keys()}
+
+
+def newest_before(store: Store, line: Line, moment_ms: int) -> str | None:
+    """The `kid` of the newest of a line as it was at a moment; None: there was none.
+
+    Who asks for a successor means the signing key that was the newest when they began to ask,
+    not one that somebody else has made since.
+
+    Args:
+        moment_ms: milliseconds since the epoch.
+
+    Raises:
+        StoreUnavailable: the database did not answer.
+    """
+    with store.transaction(read_only=True) as tx:
+        for row in reversed(tx.signing_keys()):
+            if (row.purpose, row.algorithm) == line and _made_at_ms(tx, row) <= moment_ms:
+                return row.kid
+    return None
+
+
+def _made_at_ms(tx: Transaction, row: SigningKeyRow) -> int:
+    for change in tx.changes(row.kid):
+        if change.what == What.SIGNING_KEY_CREATED.text:
+            made_at_ms: int = json.loads(change.detail).get(MADE_AT_MS, row.created_at * 1000)
+            return made_at_ms
+    return row.created_at * 1000
+
+
 def create(
     store: Store,
     sealing_key: SealingKey,
@@ -319,32 +481,73 @@ def create(
     now: int,
     starts_at: int,
     purpose: Purpose = "token",
+    succeeds: str | None = ANY,
+    detail: Mapping[str, object] | None = None,
 ) -> str:
-    """Make a signing key.  Returns its `kid`.
+    """Make a signing key.  Returns its `kid`.  Arguments and exceptions are those of `add`."""
+    pair = keyfile.of(GENERATE[algorithm]())
+    return add(
+        store,
+        sealing_key,
+        pair,
+        actor,
+        now=now,
+        starts_at=starts_at,
+        purpose=purpose,
+        succeeds=succeeds,
+        detail=detail,
+    )
+
+
+def add(
+    store: Store,
+    sealing_key: SealingKey,
+    pair: KeyPair,
+    actor: Actor,
+    *,
+    now: int,
+    starts_at: int,
+    purpose: Purpose = "token",
+    kid: str | None = None,
+    succeeds: str | None = ANY,
+    detail: Mapping[str, object] | None = None,
+) -> str:
+    """Put a key pair into the ring.  Returns its `kid`.
 
     Args:
+        sealing_key: the one in use.
         now, starts_at: seconds since the epoch.
+        kid: its name; default: the thumbprint of its public half.
+        succeeds: the `kid` of the newest one in its line, as whoever asks has seen it; None:
+            there was none.
+        detail: what else the change-log row says.
 
     Raises:
-        SigningKeyConflict: another one is waiting to start.
+        SigningKeyConflict: another one is waiting to start or was made meanwhile; the key or its
+            kid are in the ring already; or the ring was re-sealed meanwhile.
         StoreUnavailable: the database did not answer.
     """
-    row = new_row(algorithm, sealing_key, now=now, starts_at=starts_at, purpose=purpose)
-    with store.transaction() as tx:
-        others = tx.signing_keys()
-        for other in others:
-            if (
-                other.algorithm == algorithm
-                and other.purpose == purpose
-                and other.withdrawn_at is None
-                and other.starts_at > now
-            ):
+    row = _row(pair, sealing_key, now=now, starts_at=starts_at, purpose=purpose, kid=kid)
+    line = (purpose, pair.algorithm)
+    try:
+        with store.transaction() as tx:
+            tx.lock_signing_keys()
+            others = tx.signing_keys()
+            _require_new(row, others)
+            _require_successor(others, line, succeeds, now)
+            in_use = _sealed_with(others)
+            if in_use not in (None, sealing_key.id):
                 raise SigningKeyConflict(
-                    f"signing key {other.kid} is waiting to start: let it, or withdraw it first"
+                    f"the signing keys were re-sealed meanwhile, with sealing key {in_use}: try"
+                    " again"
                 )
-        row.position = 1 + max((other.position for other in others), default=0)
-        tx.add(row)
-        tx.append([created(row, actor)])
+            row.position = 1 + max((other.position for other in others), default=0)
+            tx.add_signing_key(row)
+            tx.append([created(row, actor, detail)])
+    except Taken:
+        raise SigningKeyConflict(
+            "another signing key was made at the same moment: see coatcheck signing-keys list"
+        ) from None
     return row.kid
 
 
@@ -357,19 +560,195 @@ def rotate(
     now: int,
     at_once: bool = False,
     purpose: Purpose = "token",
+    succeeds: str | None = ANY,
+    publication: Publication = _USUAL,
+    not_before: int = 0,
+    detail: Mapping[str, object] | None = None,
 ) -> str:
     """Make the successor of the key that signs: published now, signing PUBLISH_AHEAD later.
 
     Args:
         at_once: let it sign now; verifiers that cached the key set meet a `kid` they must fetch.
+        not_before: seconds since the epoch; it signs then, or later.
 
     Raises:
-        As `create`.
+        As `add`.
     """
-    starts_at = now if at_once else now + PUBLISH_AHEAD
+    starts_at = now if at_once else max(now + publication.ahead, not_before)
     return create(
-        store, sealing_key, algorithm, actor, now=now, starts_at=starts_at, purpose=purpose
+        store,
+        sealing_key,
+        algorithm,
+        actor,
+        now=now,
+        starts_at=starts_at,
+        purpose=purpose,
+        succeeds=succeeds,
+        detail=detail,
     )
+
+
+def rotate_due(
+    keeper: RingKeeper,
+    store: Store,
+    lines: Iterable[Line],
+    actor: Actor,
+    *,
+    every_s: int,
+    publication: Publication,
+    now: int,
+) -> list[str]:
+    """Make a successor in each line that is due.  Returns their `kid`s.
+
+    Every node calls it.  Where several do so at once, one of them makes the signing key and the
+    others find it made, which is no news to anybody.
+
+    Args:
+        every_s: how long a signing key signs.
+
+    Raises:
+        BadSealingKey: the sealing key in use is not here.
+        StoreUnavailable: the database did not answer.
+    """
+    ring = keeper.last_known
+    made = []
+    for line in lines:
+        current = ring.due(line, every_s, publication.ahead, now)
+        if current is None:
+            continue
+        purpose, algorithm = line
+        try:
+            sealing_key = sealing_key_in_use(store, keeper.sealing_keys)
+        except BadSealingKey:
+            keeper.look_for_sealing_keys()
+            sealing_key = sealing_key_in_use(store, keeper.sealing_keys)
+        try:
+            kid = rotate(
+                store,
+                sealing_key,
+                algorithm,
+                actor,
+                now=now,
+                purpose=purpose,
+                succeeds=ring.newest(line),
+                publication=publication,
+                not_before=current.starts_at + every_s,
+            )
+        except SigningKeyConflict as conflict:
+            _log.debug("no rotation: %s", conflict)
+            continue
+        _log.info("signing key %s succeeds %s: %s for %ss", kid, current.kid, algorithm, purpose)
+        made.append(kid)
+    return made
+
+
+def take_in(
+    store: Store,
+    sealing_key: SealingKey,
+    pair: KeyPair,
+    actor: Actor,
+    *,
+    now: int,
+    at_once: bool = False,
+    purpose: Purpose = "token",
+    kid: str | None = None,
+    succeeds: str | None = ANY,
+    publication: Publication = _USUAL,
+    detail: Mapping[str, object] | None = None,
+) -> str:
+    """Import a key pair that was made elsewhere, as a rotation does with one made here.
+
+    Args:
+        kid: the name that tokens out there give to it; default: the thumbprint.
+
+    Raises:
+        UnfitKey: its halves do not match, our own verifier would not take it, or it cannot have
+            that purpose or name.
+        SigningKeyConflict, StoreUnavailable: as `add`.
+    """
+    if (purpose, pair.algorithm) not in LINES:
+        raise UnfitKey(f"it signs {pair.algorithm}, and {purpose}s are signed by {FEED_ALGORITHM}")
+    if kid is not None and _KID.fullmatch(kid) is None:
+        raise UnfitKey("its kid has characters other than A-Z a-z 0-9 _ = + / . : ~ - or over 128")
+    name = kid or thumbprint(pair.public_jwk)
+    fault = _misfit(_public_jwk(pair, name), pair.private)
+    if fault is not None:
+        raise UnfitKey(fault)
+    header = json.dumps({"alg": pair.algorithm, "kid": name, "typ": "at+jwt"}).replace(" ", "")
+    signature = base64url.encode(_SIGN[pair.algorithm](pair.private)(_PROBE))
+    around = len(base64url.encode(header.encode())) + 2 + len(signature)
+    if around > MAX_HEADER_AND_SIGNATURE:
+        raise UnfitKey("its kid is too long for a token that has so long a signature")
+    return add(
+        store,
+        sealing_key,
+        pair,
+        actor,
+        now=now,
+        starts_at=now if at_once else now + publication.ahead,
+        purpose=purpose,
+        kid=name,
+        succeeds=succeeds,
+        detail={"imported": True, **(detail or {})},
+    )
+
+
+def note_export(store: Store, kid: str, actor: Actor, *, now: int) -> None:
+    """Write down that the private half of a signing key leaves the deployment.
+
+    Raises:
+        StoreUnavailable: the database did not answer; nothing may leave.
+    """
+    with store.transaction() as tx:
+        tx.append([Change(What.SIGNING_KEY_EXPORTED, kid, actor, now)])
+
+
+@dataclass(frozen=True, slots=True)
+class Resealed:
+    """What re-sealing came to.
+
+    Attributes:
+        kids: what was sealed anew; nothing, if it had been done before.
+        left: withdrawn signing keys that no sealing key here opens; they are never used again.
+        in_use: the sealing keys that are still needed, by id.
+    """
+
+    kids: Sequence[str]
+    left: Sequence[str]
+    in_use: Collection[str]
+
+
+def reseal(
+    store: Store, sealing_keys: SealingKeys, successor: SealingKey, actor: Actor, *, now: int
+) -> Resealed:
+    """Seal every private half with another sealing key: all of them, or none.
+
+    Raises:
+        BadSealingKey: one that was not withdrawn does not open; nothing was changed.
+        StoreUnavailable: the database did not answer.
+    """
+    kids, left = [], []
+    with store.transaction() as tx:
+        tx.lock_signing_keys()
+        rows = tx.signing_keys()
+        for row in rows:
+            if row.sealing_key_id == successor.id:
+                continue
+            try:
+                secret = sealing_keys.unseal(row.sealed_private, row.kid, row.sealing_key_id)
+            except BadSealingKey:
+                if row.withdrawn_at is None:
+                    raise
+                left.append(row.kid)
+                continue
+            row.sealed_private = successor.seal(secret, row.kid)
+            row.sealing_key_id = successor.id
+            kids.append(row.kid)
+        if kids:
+            detail: dict[str, object] = {"signingKeys": len(kids)}
+            tx.append([Change(What.SIGNING_KEYS_RESEALED, successor.id, actor, now, detail=detail)])
+        in_use = {row.sealing_key_id for row in rows if row.kid not in left} | {successor.id}
+    return Resealed(kids, left, in_use)
 
 
 def withdraw(store: Store, kid: str, actor: Actor, *, now: int, force: bool = False) -> bool:
@@ -387,6 +766,7 @@ def withdraw(store: Store, kid: str, actor: Actor, *, now: int, force: bool = Fa
         StoreUnavailable: the database did not answer.
     """
     with store.transaction() as tx:
+        tx.lock_signing_keys()
         row = tx.signing_key(kid)
         if row is None:
             raise UnknownSigningKey(kid)
@@ -426,49 +806,136 @@ def new_row(
     position: int = 0,
 ) -> SigningKeyRow:
     """A new signing key as it goes into the store, its private half sealed under its `kid`."""
-    private = GENERATE[algorithm]()
-    to_jwk = cast(Any, jwt.get_algorithm_by_name(algorithm)).to_jwk
-    jwk = to_jwk(private.public_key(), as_dict=True)
-    jwk.pop("key_ops", None)
-    kid = thumbprint(jwk)
-    sealed = sealing_key.seal(
-        private.private_bytes(
-            serialization.Encoding.DER,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        ),
-        kid,
+    row = _row(
+        keyfile.of(GENERATE[algorithm]()),
+        sealing_key,
+        now=now,
+        starts_at=starts_at,
+        purpose=purpose,
+    )
+    row.position = position
+    return row
+
+
+def _row(
+    pair: KeyPair,
+    sealing_key: SealingKey,
+    *,
+    now: int,
+    starts_at: int,
+    purpose: Purpose,
+    kid: str | None = None,
+) -> SigningKeyRow:
+    kid = kid or thumbprint(pair.public_jwk)
+    der = pair.private.private_bytes(
+        serialization.Encoding.DER,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
     )
     return SigningKeyRow(
         kid=kid,
         purpose=purpose,
-        algorithm=algorithm,
-        public_jwk=json.dumps(jwk | {"kid": kid, "alg": algorithm, "use": "sig"}),
-        sealed_private=sealed,
+        algorithm=pair.algorithm,
+        public_jwk=json.dumps(_public_jwk(pair, kid)),
+        sealed_private=sealing_key.seal(der, kid),
         sealing_key_id=sealing_key.id,
         created_at=now,
         starts_at=starts_at,
-        position=position,
+        position=0,
     )
 
 
-def created(row: SigningKeyRow, actor: Actor) -> Change:
+def _public_jwk(pair: KeyPair, kid: str) -> dict[str, str]:
+    """The public half as the key set shows it."""
+    return dict(pair.public_jwk) | {"kid": kid, "alg": pair.algorithm, "use": "sig"}
+
+
+def _sealed_with(rows: Iterable[SigningKeyRow]) -> str | None:
+    """The id of the sealing key in use; None while there is nothing that it has to open."""
+    ids = [row.sealing_key_id for row in rows if row.withdrawn_at is None]
+    return ids[-1] if ids else None
+
+
+def _require_new(row: SigningKeyRow, others: Iterable[SigningKeyRow]) -> None:
+    """One key has one name, and one name stands for one key, for ever.  Raises as `add`."""
+    key = thumbprint(json.loads(row.public_jwk))
+    for other in others:
+        is_withdrawn = "; it was withdrawn, which is for ever" if other.withdrawn_at else ""
+        if thumbprint(json.loads(other.public_jwk)) == key:
+            raise SigningKeyConflict(
+                f"this key is in the ring already, as signing key {other.kid}{is_withdrawn}"
+            )
+        if other.kid == row.kid:
+            raise SigningKeyConflict(
+                f"another key has the kid {other.kid} already{is_withdrawn}: leave --kid out"
+            )
+
+
+def _require_successor(
+    others: Iterable[SigningKeyRow], line: Line, succeeds: str | None, now: int
+) -> None:
+    """There is nobody else in this place.  Raises as `add`."""
+    newest = None
+    for other in others:
+        if (other.purpose, other.algorithm) != line:
+            continue
+        newest = other.kid
+        if other.withdrawn_at is None and other.starts_at > now:
+            raise SigningKeyConflict(
+                f"signing key {other.kid} is waiting to start: let it, or withdraw it first"
+            )
+    if succeeds not in (ANY, newest):
+        raise SigningKeyConflict(
+            f"signing key {newest} was made meanwhile, and is the newest now: nothing was changed."
+            "  If there shall be one more, say so again"
+        )
+
+
+def created(row: SigningKeyRow, actor: Actor, more: Mapping[str, object] | None = None) -> Change:
     """The change-log row that goes with a new signing key."""
     detail: dict[str, object] = {
         "purpose": row.purpose,
         "algorithm": row.algorithm,
         "startsAt": row.starts_at,
+        **(more or {}),
     }
     return Change(What.SIGNING_KEY_CREATED, row.kid, actor, row.created_at, detail=detail)
 
 
-def _open(record: SigningKeyRecord, sealing_keys: SealingKeys) -> Any:
+def _open(
+    record: SigningKeyRecord, sealing_keys: SealingKeys
+) -> tuple[Any, None] | tuple[None, Exception]:
+    """The private half, or why there is none."""
     try:
         der = sealing_keys.unseal(record.sealed_private, record.kid, record.sealing_key_id)
     except BadSealingKey as error:
-        _log.error("signing key not opened: %s", error)
-        return None
-    return serialization.load_der_private_key(der, password=None)
+        return None, error
+    private = serialization.load_der_private_key(der, password=None)
+    fault = _misfit(json.loads(record.public_jwk), private)
+    if fault is not None:
+        return None, BadSigningKey(
+            f"signing key {record.kid} cannot be used: {fault}.  Withdraw it: coatcheck"
+            f" signing-keys withdraw {record.kid} --force"
+        )
+    return private, None
+
+
+def _misfit(public_jwk: Mapping[str, str], private: Any) -> str | None:
+    """Why these halves are no signing key; None if they are one.
+
+    The public one is read as our own verifier reads it from a key set, and has to verify what the
+    private one signs.
+    """
+    kid = public_jwk["kid"]
+    published = keyset.parse_object({"keys": [dict(public_jwk)]}).get(kid)
+    if published is None:
+        return "verifiers leave its public half out of the key set"
+    try:
+        signature = _SIGN[published.algorithm](private)(_PROBE)
+        published.verify(signature, _PROBE)
+    except (InvalidSignature, AttributeError, TypeError, ValueError):
+        return "its halves do not match"
+    return None
 
 
 def _ends(records: Iterable[SigningKeyRecord]) -> dict[str, int]:

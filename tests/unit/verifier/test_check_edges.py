@@ -194,6 +194,24 @@ def test_a_payload_has_at_most_100_arrays_and_objects() -> None:
     assert refusal(signer().token(claims(x=[{}] * 99))).code == "token_malformed"
 
 
+@pytest.mark.parametrize("most", [1, 2, 100])
+def test_objects_without_any_array_are_counted_too(most: int) -> None:
+    """Also where commas tell nothing, because each of them has one member."""
+    text = b'{"x":' * most + b"1" + b"}" * most
+
+    assert check.json_object(text, most)
+    with pytest.raises(ValueError, match="too many"):
+        check.json_object(b'{"x":' + text + b"}", most)
+
+
+@pytest.mark.parametrize("text", ["a,b", "a,,,,b", '{"a":1,"b":2}', "[1,2]", "{", "[", ",", "\\,"])
+def test_what_looks_like_grammar_in_a_text_is_text(text: str) -> None:
+    """Scopes and names of others hold anything; a comma in one must not refuse a token."""
+    accepted = accept(signer().token(claims(x=text, project_id=ABSENT)))
+
+    assert accepted["x"] == text
+
+
 @pytest.mark.parametrize(
     "blank", ["x", "X", "\v", "\f", "\x1c", "\x85", "\u00a0", "\u2028", "\ufeff"]
 )
@@ -391,6 +409,7 @@ VALUES: dict[str, Callable[[], Any]] = {
     "SigningKey": lambda: keyset.parse(key_set())["first"],
     "Expected": lambda: EXPECTED,
     "Form": lambda: check.Form(types=frozenset(), algorithms=frozenset()),
+    "Header": lambda: check.Header(None, "ES256", "first"),
     "SignedClaims": lambda: signed(signer().token(claims())),
     "Situation": Situation,
 }

@@ -15,6 +15,7 @@ from hashlib import sha256
 import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from coatcheck.verifier import keyset as module
 from coatcheck.verifier.errors import IssuerUnavailable, UnknownSigningKey
@@ -65,6 +66,61 @@ def test_what_is_no_object_is_no_key_set(jwks: object) -> None:
 def test_a_kid_has_one_to_256_characters(length: int) -> None:
     """It is opaque: a thumbprint, a date or a single letter."""
     assert set(parse(key_set(signer().jwk(kid="k" * length)))) == {"k" * length}
+
+
+# Signatures, as OpenSSL is asked
+
+
+#: Halves of a signature at which DER changes: its sign bit, the zeros ahead, and the letter X.
+HALVES = (1, 0x58, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0x5801 << 232, 1 << 255, (1 << 256) - 1)
+
+
+@pytest.mark.parametrize("s", HALVES, ids=hex)
+@pytest.mark.parametrize("r", HALVES, ids=hex)
+def test_r_and_s_become_der_whatever_their_length(r: int, s: int) -> None:
+    """X.690 §8.3: no zeros ahead, but one where the number would be negative."""
+    asked: list[tuple[object, ...]] = []
+    verify = module._es256(lambda *given: asked.append(given))
+
+    verify(r.to_bytes(32, "big") + s.to_bytes(32, "big"), b"message")
+
+    ((der, digest, _),) = asked
+    assert (der, digest) == (encode_dss_signature(r, s), sha256(b"message").digest())
+
+
+@pytest.mark.parametrize("halves", [(0, 0), (0, 1), (1, 0)], ids=str)
+def test_a_signature_of_zeros_is_none(halves: tuple[int, int]) -> None:
+    """CVE-2022-21449: libraries without this check took it under any signing key."""
+    verify = parse(key_set())["first"].verify
+
+    with pytest.raises(InvalidSignature):
+        verify(b"".join(half.to_bytes(32, "big") for half in halves), b"message")
+
+
+def not_asked(*given: object) -> None:
+    raise LookupError(given)
+
+
+Verify = Callable[[bytes, bytes], None]
+MADE: dict[str, tuple[Callable[[], Verify], int]] = {
+    "ES256": (lambda: module._es256(not_asked), 64),
+    "RS256": (lambda: module._rs256(not_asked, 256), 256),
+    "EdDSA": (lambda: module._eddsa(not_asked), 64),
+}
+
+
+@pytest.mark.parametrize(("make", "length"), MADE.values(), ids=MADE)
+def test_openssl_never_sees_a_signature_of_another_length(
+    make: Callable[[], Verify], length: int
+) -> None:
+    """Whether it would take one is a question of its version and of how it was built."""
+    verify = make()
+
+    for other in (0, 1, length - 1, length + 1, 2 * length):
+        with pytest.raises(InvalidSignature):
+            verify(b"\1" * other, b"message")
+    with pytest.raises(LookupError):
+        verify(b"\1" * length, b"message")
 
 
 # RSA

@@ -9,11 +9,10 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Final
 
+from coatcheck.durations import span
 from coatcheck.server.manage.errors import Invalid
 
 MAX_NAME_LENGTH: Final = 100
-_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION: Final = re.compile(r"([0-9]{1,9})([smhd])")
 #: The last second that every database and every client can write down.
 LATEST: Final = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp())
 #: Control, format (writing direction, zero width), surrogate, private use, separators of lines.
@@ -47,10 +46,10 @@ def duration(field: str, text: str) -> int:
     """
     if text in ("0", "none"):
         return 0
-    match = _DURATION.fullmatch(text)
-    if match is None:
+    seconds = span(text)
+    if seconds is None:
         raise Invalid(field, "write a number with s, m, h or d, such as 24h, or 0 for none")
-    return int(match[1]) * _SECONDS[match[2]]
+    return seconds
 
 
 def moment(field: str, text: str, now: int) -> int:
@@ -61,13 +60,22 @@ def moment(field: str, text: str, now: int) -> int:
     Raises:
         Invalid: it is neither, lies in the past, or beyond the year 9999.
     """
-    span = _DURATION.fullmatch(text)
-    at = now + duration(field, text) if span else _calendar(field, text)
+    seconds = span(text)
+    at = _calendar(field, text) if seconds is None else now + seconds
     if at <= now:
         raise Invalid(field, "lies in the past")
     if at > LATEST:
         raise Invalid(field, "lies beyond the year 9999")
     return at
+
+
+def instant(field: str, text: str) -> int:
+    """A moment, past or future: an RFC 3339 time or date; a date alone means its end, in UTC.
+
+    Raises:
+        Invalid: it is neither.
+    """
+    return _calendar(field, text)
 
 
 @lru_cache(maxsize=1024)

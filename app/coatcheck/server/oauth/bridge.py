@@ -176,7 +176,7 @@ class Bridge(AuthorizationServer):
         if failed and scheme is not None:
             status = 401
             headers.append(("WWW-Authenticate", self._challenge(scheme, error)))
-        return json_reply(status, body, headers)
+        return json_reply(status, body, headers)._replace(error=error.error, code=error.code)
 
     def _challenge(self, scheme: str, error: OAuthError) -> str:
         # The description is in the character set that a quoted string takes as it is.

@@ -8,15 +8,22 @@ a whole token request.  The steps, in order:
 3. The endpoint answers (`bridge`, then `server.issue`).
 4. A wrong secret is counted; too many of them get 429 instead.
 5. The answer is sent; a token is counted after that.
+
+If too many requests are under way already, a request for a token or an introspection is refused
+between 1 and 2, before anybody looks into its body.  A revocation never is.
 """
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coatcheck import apikey, client_address
 from coatcheck.client_address import Network
 from coatcheck.restrictions import Reason, Refusal
+from coatcheck.server import metrics
+from coatcheck.server.inflight import ARRIVED_AT, InFlight
+from coatcheck.server.metrics import Metrics
 from coatcheck.server.oauth.bridge import Bridge, BridgeRequest
 from coatcheck.server.oauth.errors import OAuthError
 from coatcheck.server.oauth.wire import (
@@ -40,6 +47,13 @@ _log = logging.getLogger(__name__)
 _NOTHING = Found(0, {})
 #: What ends a request with an answer of its own; everything else is 500.
 _EXPECTED = (Refusal, OAuthError, StoreUnavailable, NoSigner)
+#: OAuth errors that only somebody hears whose API key was good.
+_AUTHENTICATED = frozenset({"invalid_scope", "invalid_target", "unauthorized_client"})
+#: What is told of an API key beside `invalid_client`: its address guessed too often, or its
+#: organization is suspended.
+_OF_THE_API_KEY = frozenset({"rate_limited", "client_rate_limited", "org_suspended"})
+#: From this status on it is our own trouble.
+_OURS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +66,26 @@ class Desk:
     usage: Usage
     clock: Callable[[], float]
     trusted_proxies: Sequence[Network]
+    metrics: Metrics
+    in_flight: InFlight
 
 
 class FormEndpoint:
     """Steps 1, 2 and 4 of every endpoint that an API key authenticates."""
 
+    #: What the metrics call it.
+    name: str
+    #: Whether it may refuse to answer when too many requests are under way.
+    may_be_shed = False
     #: Whether a refused credential is always 401 with a challenge; else only when it came in
     #: the Authorization header.
     always_challenge = False
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
+        refusal = desk.bridge.refused(OAuthError.overloaded(), Mechanism.NONE)
+        #: Made once: it is given when there is no time.
+        self._overloaded: Reply = refusal
 
     async def reply(self, scope: Scope, receive: Receive) -> Reply:
         """The answer to one request, whatever happens."""
@@ -70,14 +93,40 @@ class FormEndpoint:
         try:
             # 1
             headers = read_head(scope)
-            request = self.request(scope, headers, await read_body(receive))
-            # 2
-            if presented := self.presented(request):
-                found = await self.desk.store.find(presented)
-            # 3
-            return await self.answer(request, found)
+            body = await read_body(receive)
+            scope.setdefault(ARRIVED_AT, time.perf_counter())
+            if self.may_be_shed and self.desk.in_flight.is_full:
+                return self.shed()
+            with self.desk.in_flight:
+                request = self.request(scope, headers, body)
+                # 2
+                if presented := self.presented(request):
+                    found = await self.desk.store.find(presented)
+                # 3
+                reply = await self.answer(request, found)
         except _EXPECTED as error:
-            return self.refused(error, scope, request, found)
+            reply = self.refused(error, scope, request, found)
+        self.count(reply, request, scope)
+        return reply
+
+    def shed(self) -> Reply:
+        """The answer to a request for which there is no room."""
+        self.desk.metrics.count(metrics.REQUESTS_SHED, self.name)
+        return self._overloaded
+
+    def count(self, reply: Reply, request: FormRequest | None, scope: Scope) -> None:
+        """Count the look at an API key.
+
+        Args:
+            request: None if it could not even be read: nobody looked at anything then.
+        """
+        if request is None:
+            return
+        method, error, code = request.credential.mechanism.label, reply.error, reply.code
+        if error == "invalid_client" or code in _OF_THE_API_KEY:
+            self.desk.metrics.count(metrics.CREDENTIAL_CHECKS, method, "refused", code)
+        elif not error or error in _AUTHENTICATED:
+            self.desk.metrics.count(metrics.CREDENTIAL_CHECKS, method, "accepted", "")
 
     def request(self, scope: Scope, headers: Mapping[bytes, bytes], body: bytes) -> FormRequest:
         """Step 1, of a request that has arrived.  Raises OAuthError."""
@@ -112,7 +161,7 @@ class FormEndpoint:
             # 4
             error = self._look_at(error, request, found)
         elif isinstance(error, (StoreUnavailable, NoSigner)):
-            _log.error("503 at %s: %s", scope["path"], error)
+            _log.error("503 at %s: %s", self.name, error)
             error = OAuthError.unavailable()
         assert isinstance(error, (OAuthError, Refusal))  # noqa: S101 - the other two are gone
         return self.desk.bridge.refused(error, mechanism, always_challenge=self.always_challenge)
@@ -142,6 +191,13 @@ class FormEndpoint:
 class TokenEndpoint(FormEndpoint):
     """POST /oauth/token.  Source: RFC 6749 §3.2."""
 
+    name = "token"
+    may_be_shed = True
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(desk)
+        self._issued = desk.metrics.issued
+
     def presented(self, request: FormRequest) -> tuple[bytes, ...]:
         digests = super().presented(request)
         subject = request.form.get("subject_token")
@@ -161,9 +217,35 @@ class TokenEndpoint(FormEndpoint):
                 if known is None:
                     return None
                 found = known
-            return self.answer_now(request, found)
+            reply = self.answer_now(request, found)
         except _EXPECTED as error:
-            return self.refused(error, scope, request, found)
+            reply = self.refused(error, scope, request, found)
+        self.count(reply, request, scope)
+        return reply
+
+    def count(self, reply: Reply, request: FormRequest | None, scope: Scope) -> None:
+        now = time.perf_counter()
+        seconds = now - scope.get(ARRIVED_AT, now)
+        if request is not None and not reply.error:
+            # Whoever got a token had a good API key: the metrics know.
+            self._issued[request.credential.mechanism.label].append(seconds)
+            return
+        mechanism = Mechanism.NONE if request is None else request.credential.mechanism
+        failed = reply.status >= _OURS
+        self.desk.metrics.token(mechanism.label, reply.error, seconds, failed=failed)
+        if request is not None:
+            self._count_refused(reply, request, scope)
+
+    def _count_refused(self, reply: Reply, request: FormRequest, scope: Scope) -> None:
+        code = reply.code
+        if "subject_token" not in request.form:
+            super().count(reply, request, scope)
+        elif code == "rate_limited" or reply.error == "invalid_request":
+            # RFC 8693 §2.2.2: the subject is refused where the code says so, else the request.
+            if code.startswith("api_key_") or code in _OF_THE_API_KEY:
+                self.desk.metrics.count(metrics.CREDENTIAL_CHECKS, "exchange", "refused", code)
+        else:
+            super().count(reply, request, scope)
 
     async def answer(self, request: FormRequest, found: Found) -> Reply:
         return self.answer_now(request, found)
@@ -177,6 +259,8 @@ class TokenEndpoint(FormEndpoint):
             self.desk.usage.count(
                 bridged.issued.api_key_id, request.now, is_raw_key_use=bridged.is_raw_key_use
             )
+            if bridged.is_raw_key_use:
+                self.desk.metrics.count(metrics.CREDENTIAL_CHECKS, "exchange", "accepted", "")
         elif "subject_token" in request.form and bridged.client is not None:
             self._count_subject(bridged)
         return reply

@@ -88,6 +88,16 @@ class OAuthError(OAuth2Error):
             (("Retry-After", "1"),),
         )
 
+    @classmethod
+    def overloaded(cls) -> "OAuthError":
+        return cls(
+            "temporarily_unavailable",
+            "overloaded",
+            "Too many requests at once; this says nothing about the API key. Try again.",
+            503,
+            (("Retry-After", "1"),),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class _Row:

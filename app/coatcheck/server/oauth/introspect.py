@@ -45,7 +45,9 @@ class Introspection(AuthlibIntrospection):
 
 
 class IntrospectionEndpoint(FormEndpoint):
+    name = "introspect"
     always_challenge = True
+    may_be_shed = True
 
     def __init__(self, desk: Desk, own_tokens: OwnTokens) -> None:
         super().__init__(desk)

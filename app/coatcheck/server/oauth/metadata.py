@@ -118,16 +118,23 @@ class CoatcheckEndpoint:
 class KeySetEndpoint:
     """GET of the key set: computed from the clock, and from memory while the database is away."""
 
-    def __init__(self, ring: RingKeeper, store: Store, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        ring: RingKeeper,
+        store: Store,
+        clock: Callable[[], float],
+        max_age_s: int = JWKS_MAX_AGE,
+    ) -> None:
         self._ring = ring
         self._store = store
         self._clock = clock
+        self._headers = _HEADERS | {"Cache-Control": f"public, max-age={max_age_s}"}
 
     async def __call__(self, request: Request) -> Response:
         ring = current(self._ring, self._store)
         body = json.dumps(ring.key_set(int(self._clock()))).encode()
         etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-        headers = _HEADERS | {"ETag": etag}
+        headers = self._headers | {"ETag": etag}
         known = ", ".join(request.headers.getlist("if-none-match"))
         if known.strip() == "*" or etag in known:
             return Response(status_code=304, headers=headers)

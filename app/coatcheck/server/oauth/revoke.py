@@ -11,6 +11,7 @@ import asyncio
 from authlib.oauth2.rfc7009 import RevocationEndpoint as AuthlibRevocation
 
 from coatcheck import apikey
+from coatcheck.server import logs
 from coatcheck.server.changes import Actor, Change, What
 from coatcheck.server.issue.inspect import OwnToken, OwnTokens
 from coatcheck.server.oauth.bridge import BridgeRequest
@@ -54,7 +55,9 @@ class Revocation(AuthlibRevocation):
 
     def revoke_token(self, token: OwnToken, request: BridgeRequest) -> None:
         address = request.http.address
-        actor = Actor(token.api_key_id, None if address is None else str(address))
+        actor = Actor(
+            token.api_key_id, None if address is None else str(address), logs.request_id()
+        )
         organization_id = str(token.claims["org_id"])
         with self._store.transaction() as tx:
             if not tx.has_narrowed(token.jti):
@@ -73,6 +76,7 @@ class Revocation(AuthlibRevocation):
 
 
 class RevocationEndpoint(FormEndpoint):
+    name = "revoke"
     always_challenge = True
 
     def __init__(self, desk: Desk, own_tokens: OwnTokens) -> None:

@@ -63,6 +63,10 @@ class Mechanism(Enum):
     BEARER = "bearer"
     FORM = "form"
 
+    def __init__(self, label: str) -> None:
+        #: Its value; reading that of an enumeration takes five times as long.
+        self.label = label
+
     @property
     def challenge_scheme(self) -> str | None:
         """The scheme of `WWW-Authenticate`; None where a challenge would hide our text."""
@@ -112,11 +116,17 @@ class FormRequest(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """An answer, ready to be sent."""
+    """An answer, ready to be sent.
+
+    Attributes:
+        error, code: what the body says of a failure, for the counts; empty if there was none.
+    """
 
     status: int
     body: bytes
     headers: Sequence[tuple[bytes, bytes]]
+    error: str = ""
+    code: str = ""
 
     def __repr__(self) -> str:
         return f"Reply({self.status})"

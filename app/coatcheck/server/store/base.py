@@ -171,6 +171,13 @@ class Store(FindApiKeys, NarrowedSince, Protocol):
         """Every signing key, withdrawn ones too, in the order in which they were made."""
         ...
 
+    def clock_drift_s(self) -> float | None:
+        """By how much this machine's clock is ahead of the database's, in seconds.
+
+        None where the database has no clock of its own.
+        """
+        ...
+
     def close(self) -> None:
         """Give back connections.  The store opens them again when it is used."""
         ...

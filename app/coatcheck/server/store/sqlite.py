@@ -207,6 +207,10 @@ class SqliteStore:
         self._require_file()
         migrations.require_current(*self._revision())
 
+    def clock_drift_s(self) -> float | None:
+        # A file is on the machine whose clock it is.
+        return None
+
     def _revision(self) -> tuple[str | None, str | None]:
         """The schema's revision, and the oldest that it works with if it is a newer one.
 

@@ -15,11 +15,14 @@ from sqlalchemy import (
     Compiled,
     Connection,
     Dialect,
+    Select,
     String,
     bindparam,
     case,
+    column,
     insert,
     text,
+    update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
@@ -59,17 +62,52 @@ _COUNT_ON_FROM: Final[Mapping[str, str]] = {
 _to_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
+#: What is counted of an API key.
+_COUNTS: Final = ("tokens_issued", "raw_key_uses", "last_used_at")
+
+
+def _usage_by_row(connection: Connection, rows: list[dict[str, Any]]) -> None:
+    _execute_many(connection, _one_row_of_usage(connection.dialect), rows)
+
+
 @lru_cache
-def _add_usage(dialect: Dialect) -> Compiled:
-    """Insert a row of usage or add to it; nothing for an API key that does not exist."""
-    usage = SQLModel.metadata.tables[str(ApiKeyUsage.__tablename__)]
-    counts = ("tokens_issued", "raw_key_uses", "last_used_at")
-    known = select(col(ApiKey.id), *[bindparam(name, type_=BigInteger()) for name in counts]).where(
+def _one_row_of_usage(dialect: Dialect) -> Compiled:
+    given = [bindparam(name, type_=BigInteger()) for name in _COUNTS]
+    known = select(col(ApiKey.id), *given).where(
         col(ApiKey.id) == bindparam("api_key_id", type_=String())
     )
-    upsert = _UPSERT[dialect.name](usage).from_select(("api_key_id", *counts), known)
+    compiled: Compiled = _upsert(dialect, known).compile(dialect=dialect)
+    return compiled
+
+
+def _usage_in_arrays(connection: Connection, rows: list[dict[str, Any]]) -> None:
+    """In one statement: each would be a round trip."""
+    types: dict[str, Any] = {"api_key_id": String(), **dict.fromkeys(_COUNTS, BigInteger())}
+    arrays = [bindparam(name, type_=postgresql.ARRAY(of)) for name, of in types.items()]
+    columns: list[Any] = [column(name, of) for name, of in types.items()]
+    given = func.unnest(*arrays).table_valued(*columns, name="given").render_derived()
+    known = (
+        select(col(ApiKey.id), *[given.c[name] for name in _COUNTS])
+        .join(given, given.c.api_key_id == col(ApiKey.id))
+        .order_by(col(ApiKey.id))
+    )
+    in_columns = {name: [row[name] for row in rows] for name in types}
+    connection.execute(_upsert(connection.dialect, known), in_columns)
+
+
+#: How usage is added, in the words of each database.
+_ADD_USAGE: Final[Mapping[str, Callable[[Connection, list[dict[str, Any]]], None]]] = {
+    "sqlite": _usage_by_row,
+    "postgresql": _usage_in_arrays,
+}
+
+
+def _upsert(dialect: Dialect, known: Select[*tuple[Any, ...]]) -> Any:
+    """Insert rows of usage or add to them; nothing for an API key that does not exist."""
+    usage = SQLModel.metadata.tables[str(ApiKeyUsage.__tablename__)]
+    upsert = _UPSERT[dialect.name](usage).from_select(("api_key_id", *_COUNTS), known)
     new = upsert.excluded
-    upsert = upsert.on_conflict_do_update(
+    return upsert.on_conflict_do_update(
         index_elements=["api_key_id"],
         set_={
             "tokens_issued": usage.c.tokens_issued + new.tokens_issued,
@@ -81,8 +119,6 @@ def _add_usage(dialect: Dialect) -> Compiled:
             ),
         },
     )
-    compiled: Compiled = upsert.compile(dialect=dialect)
-    return compiled
 
 
 class Transaction:
@@ -102,6 +138,14 @@ class Transaction:
 
     def deployment(self) -> Deployment | None:
         return self._session.get(Deployment, 1)
+
+    def revision(self) -> str | None:
+        """The schema's."""
+        found = self._session.connection().exec_driver_sql(
+            "SELECT version_num FROM alembic_version"
+        )
+        row = found.fetchone()
+        return None if row is None else str(row[0])
 
     def rename_log(self, name: str, last: int) -> None:
         """Let the change log go on under another name, its next row after this number.
@@ -194,6 +238,11 @@ class Transaction:
         self._insert(ApiKey, api_keys)
         self._insert(ApiKeySecret, secrets)
 
+    def disable_api_keys(self, api_key_ids: Sequence[str], at: int) -> None:
+        """Disable many at once; what was read of them before is out of date then."""
+        statement = update(ApiKey).where(col(ApiKey.id).in_(api_key_ids)).values(disabled_at=at)
+        self._session.connection().execute(statement)
+
     def usage(self, api_key_ids: Sequence[str]) -> dict[str, ApiKeyUsage]:
         """Usage by API key id; one that was never used is absent."""
         found = self._session.exec(
@@ -221,7 +270,7 @@ class Transaction:
             for api_key_id, (tokens_issued, raw_key_uses, last_used_at) in sorted(counts.items())
         ]
         connection = self._session.connection()
-        _execute_many(connection, _add_usage(connection.dialect), rows)
+        _ADD_USAGE[connection.dialect.name](connection, rows)
 
     # --- signing keys
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect, text
 
 from coatcheck.server.store.base import SchemaMismatch
@@ -47,6 +48,19 @@ def upgrade(engine: Engine) -> tuple[str | None, str]:
         alembic.attributes["connection"] = connection
         command.upgrade(alembic, "head")
     return before, REVISION
+
+
+def steps_after(revision: str | None) -> list[tuple[str, str]]:
+    """The steps that `upgrade` would run, each with what it is about, in order.
+
+    Raises:
+        SchemaMismatch: the database has a step that this version does not know.
+    """
+    if revision is not None and revision > REVISION:
+        require_current(revision)
+    steps = ScriptDirectory.from_config(config()).walk_revisions()
+    missing = [step for step in steps if revision is None or step.revision > revision]
+    return [(step.revision, step.doc) for step in reversed(missing)]
 
 
 def require_current(revision: str | None, works_with: str | None = None) -> None:

@@ -1,0 +1,127 @@
+"""Getting back in: a new admin key for operators who lost the one that `init` showed.
+
+Whoever holds the database and the keys directory of a deployment owns it: they could write and
+sign whatever they like.  So this asks for both, and is no page of the service.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from coatcheck.scope import Grant, Scopes
+from coatcheck.server import sealing, signing
+from coatcheck.server.catalog import Catalog
+from coatcheck.server.changes import Actor, Change, What
+from coatcheck.server.manage import api_keys
+from coatcheck.server.manage.errors import Conflict
+from coatcheck.server.settings import Settings
+from coatcheck.server.setup import ORGANIZATION_PERMISSIONS
+from coatcheck.server.store import Store, Transaction
+from coatcheck.server.store.tables import ApiKey
+
+#: Who may do this administers an organization.
+_ADMINISTERS: Final = Grant("org:admin")
+_BATCH: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A new admin key: the only time it is shown."""
+
+    issuer: str
+    organization_id: str
+    key_id: str
+    others: tuple[str, ...]
+    """Ids of the operator's other admin keys that worked until now."""
+    are_revoked: bool
+    key: str = field(repr=False)
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "issuer": self.issuer,
+            "organization": self.organization_id,
+            "keyId": self.key_id,
+            "key": self.key,
+            "revoked": list(self.others) if self.are_revoked else [],
+        }
+
+
+def recover_admin(
+    settings: Settings,
+    catalog: Catalog,
+    store: Store,
+    actor: Actor,
+    *,
+    now: int,
+    revoke_others: bool = False,
+) -> Recovered:
+    """Make an admin key of the operator's organization, as `init` did.
+
+    Args:
+        now: seconds since the epoch.
+        revoke_others: end its other admin keys in the same step.
+
+    Raises:
+        BadSealingKey: the keys directory is not this deployment's.
+        Conflict: there is no operator's organization.
+        StoreUnavailable: the database did not answer.
+    """
+    keeper = signing.RingKeeper(store, sealing.load(settings.keys_dir))
+    keeper.at(store.head()).require_open()
+    with store.transaction() as tx:
+        operators = [row for row in tx.organizations() if row.is_operator]
+        if not operators:
+            raise Conflict("this deployment has no operator's organization: run coatcheck db check")
+        organization_id = operators[0].id
+        others = _admin_keys(tx, organization_id, settings.management_audience, now)
+        new = api_keys.NewApiKey(
+            organization_id=organization_id,
+            name="admin",
+            scopes=ORGANIZATION_PERMISSIONS,
+            audiences=(settings.management_audience,),
+        )
+        admin = api_keys.prepare(catalog, new, actor, now=now, issuer=settings.issuer)
+        tx.add_api_keys([admin.api_key], [admin.secret])
+        ids = [row.id for row in others]
+        detail: dict[str, object] = {"apiKey": admin.id, "revoked": ids if revoke_others else []}
+        changes = [
+            admin.change,
+            Change(
+                What.ADMIN_RECOVERED, organization_id, actor, now, organization_id, detail=detail
+            ),
+        ]
+        if revoke_others:
+            for row in others:
+                row.revoked_at = now
+            changes += [
+                Change(
+                    What.API_KEY_REVOKED,
+                    api_key_id,
+                    actor,
+                    now,
+                    organization_id,
+                    wider=organization_id,
+                    detail={"by": "admin recover"},
+                )
+                for api_key_id in ids
+            ]
+        tx.append(changes)
+    return Recovered(
+        settings.issuer, organization_id, admin.id, tuple(ids), revoke_others, admin.key
+    )
+
+
+def _admin_keys(tx: Transaction, organization_id: str, audience: str, now: int) -> list[ApiKey]:
+    """The API keys of an organization that may administer it, revoked and expired ones aside."""
+    found: list[ApiKey] = []
+    after = ""
+    while rows := tx.api_keys(organization_id, after, _BATCH):
+        found += [
+            row
+            for row in rows
+            if row.revoked_at is None
+            and (row.expires_at is None or row.expires_at > now)
+            and audience in row.audiences.split(" ")
+            and Scopes.parse(row.scopes).covers(_ADMINISTERS)
+        ]
+        after = rows[-1].id
+    return found

@@ -94,7 +94,10 @@ class Home:
 
     def restore(self, file: Path, **choice: Any) -> Restored:
         now = choice.pop("now", LATER)
-        return restoring.restore(self.settings, file, OPERATOR, now=now, **choice)
+        restored = restoring.restore(self.settings, file, OPERATOR, now=now, **choice)
+        # What is asked next is asked by a new process.
+        self.store.close()
+        return restored
 
 
 @dataclass(frozen=True)
@@ -641,7 +644,7 @@ def test_a_running_service_notices_and_kills_every_token(each_home: Home, tmp_pa
         file = each_home.backup(tmp_path / "backup")
         each_home.revoke(revoked)
 
-        restored = each_home.restore(file, now=NOON)
+        restored = restoring.restore(each_home.settings, file, OPERATOR, now=NOON)
 
         wait_until(lambda: not is_active(token))
         # A node among many vouches for what it knows for half a second more.

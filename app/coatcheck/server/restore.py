@@ -369,9 +369,10 @@ def _replace_signing_keys(
     """Withdraw every signing key, and make one for each line that had one."""
     with store.transaction(read_only=True) as tx:
         rows = [row for row in tx.signing_keys() if row.withdrawn_at is None]
-    sealing_key = signing.sealing_key_in_use(store, sealing.load(settings.keys_dir))
     for row in rows:
         signing.withdraw(store, row.kid, actor, now=now, force=True)
+    # Only now: the one that sealed those may be lost, and counts no more.
+    sealing_key = signing.sealing_key_in_use(store, sealing.load(settings.keys_dir))
     lines = {(row.purpose, row.algorithm) for row in rows}
     return tuple(
         signing.rotate(store, sealing_key, algorithm, actor, now=now, at_once=True, purpose=purpose)

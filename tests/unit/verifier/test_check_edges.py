@@ -14,7 +14,7 @@ import pytest
 
 from coatcheck.restrictions import Situation
 from coatcheck.token_profile import ALGORITHMS
-from coatcheck.verifier import VerifierError, check, keyset
+from coatcheck.verifier import UnknownSigningKey, VerifierError, check, keyset
 from support.tokens import (
     ABSENT,
     AUDIENCE,
@@ -81,6 +81,15 @@ def test_a_token_has_three_parts(form: str) -> None:
     header, payload, signature = signer().token(claims()).split(".")
 
     assert refusal(form.format(header, payload, signature)).code == "token_malformed"
+
+
+def test_a_fourth_part_is_told_before_anything_that_the_header_says() -> None:
+    """Steps 1 and 2 in their order: whoever sends no JWS is told so, and not about an algorithm."""
+    unfit = signer().token(claims(), alg=1)
+    header, payload, signature = unfit.split(".")
+
+    assert refusal(unfit).code == "bad_algorithm"
+    assert refusal(f"{header}.{payload}.{payload}.{signature}").code == "token_malformed"
 
 
 FOREIGN = {
@@ -159,6 +168,17 @@ def test_types_are_compared_in_ascii() -> None:
     with pytest.raises(VerifierError) as refused:
         check.open_jws(signer().token(claims(), typ="\u212a+jwt"), expected, find)
     assert refused.value.code == "wrong_type"
+
+
+def test_a_signing_key_is_used_under_its_own_name_only() -> None:
+    """Step 4, whatever the finder hands out: `kid` is what a feed and a withdrawal speak of."""
+    token, key = signer().token(claims(), kid="First"), keyset.parse(key_set())["first"]
+
+    with pytest.raises(check.NoSigningKey) as refused:
+        check.open_jws(token, EXPECTED, lambda kid: key)
+    assert (refused.value.kid, refused.value.code) == ("First", "unknown_signing_key")
+    assert refused.value.detail == UnknownSigningKey().detail
+    assert check.open_jws(signer().token(claims()), EXPECTED, lambda kid: key)[0] is key
 
 
 # Signature
@@ -403,6 +423,29 @@ def test_a_wrong_issuer_or_audience_is_told_which_one_is_right() -> None:
 
     assert wrong_issuer.detail.endswith(f"than {ISSUER}")
     assert wrong_audience.detail.endswith(f"one for {AUDIENCE}")
+
+
+def test_a_signing_key_is_told_by_its_members_alone() -> None:
+    """Two readings of one key set are equal, and a log line shows no function."""
+    one, other = (keyset.parse(key_set())["first"] for _ in range(2))
+
+    assert one == other
+    assert one.verify is not other.verify
+    assert "verify" not in repr(one)
+    assert one != dataclasses.replace(one, members=())
+
+
+def test_what_is_expected_is_given_by_name() -> None:
+    """Of two sets of texts side by side nobody sees that they were swapped."""
+    form: Any = check.Form
+    expected: Any = check.Expected
+    named = {"types": frozenset[str](), "algorithms": frozenset[str]()}
+
+    assert form(**named)
+    with pytest.raises(TypeError):
+        form(*named.values())
+    with pytest.raises(TypeError):
+        expected(ISSUER, (AUDIENCE,), 30, **named)
 
 
 VALUES: dict[str, Callable[[], Any]] = {

@@ -5,6 +5,7 @@
 
 import asyncio
 import base64
+import dataclasses
 import socket
 import threading
 import time
@@ -28,7 +29,17 @@ from coatcheck.verifier import (
 from coatcheck.verifier import verifier as module
 from coatcheck.verifier.memo import Memo, Remembered
 from coatcheck.verifier.presented import presented
-from support.tokens import AUDIENCE, ISSUER, NOW, SetClock, as_json, claims, key_set, signer
+from support.tokens import (
+    ABSENT,
+    AUDIENCE,
+    ISSUER,
+    NOW,
+    SetClock,
+    as_json,
+    claims,
+    key_set,
+    signer,
+)
 
 API_KEY = apikey.make("ck_live")
 SERVICE_KEY = apikey.make("ck_live")
@@ -247,6 +258,30 @@ def test_a_token_of_a_known_signing_key_never_waits_for_the_issuer(
     assert len(fetch.urls) == 2
 
 
+@each_face
+def test_a_principal_from_a_token_is_closed_like_any_other(verifier: Verifier, face: Face) -> None:
+    """It is open while it is made, and each later request with that token gets this very object."""
+    who = face(verifier, token())
+
+    assert type(who) is Principal
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        who.key_id = "key_of_another"  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        del who.scopes
+    assert who == dataclasses.replace(who)
+
+
+@each_face
+def test_what_a_token_of_another_issuer_leaves_out_is_none(verifier: Verifier, face: Face) -> None:
+    """RFC 9068 §2.2 asks for no scope, organization, project or environment."""
+    said = dict.fromkeys(("org_id", "project_id", "env", "scope", "as_of"), ABSENT)
+    who = face(verifier, token(**said))
+
+    assert (who.org_id, who.project_id, who.environment) == (None, None, None)
+    assert not who.scopes
+    assert (who.key_id, who.protection) == (claims()["sub"], verifier.protection)
+
+
 # Places
 
 
@@ -347,6 +382,11 @@ def test_a_resource_that_is_no_web_address_has_no_metadata(audience: str) -> Non
 
 
 # Memory
+
+
+def test_memory_and_patience_have_the_bounds_that_were_measured() -> None:
+    """10,000 tokens are 30 MB, and whoever waits for an exchange is answered within 10 seconds."""
+    assert (module.REMEMBERED_TOKENS, module._LONGEST_EXCHANGE) == (10_000, 10)
 
 
 def remembered(number: int) -> Remembered:

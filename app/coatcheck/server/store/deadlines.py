@@ -26,10 +26,10 @@ class Deadline:
         self._changed = changed
 
     def extend(self, seconds: float) -> None:
-        """Give it so many seconds from now on."""
-        sooner = time.monotonic() + seconds < self.at or not self.at
-        self.at = time.monotonic() + seconds
-        if sooner:
+        """Give it so many seconds from now on, or more if it has more."""
+        is_first = not self.at
+        self.at = max(self.at, time.monotonic() + seconds)
+        if is_first:
             self._changed()
 
 

@@ -114,6 +114,8 @@ class Follower:
         self.clock_drift_s = 0.0
         # By the monotonic clock: when the last good poll began, and the last write here ended.
         self._polled_at = self._wrote_at = -math.inf
+        # When the last poll began that was answered, whatever the answer.
+        self._heard_at = -math.inf
         self._narrowings: list[Narrowing] = []
         self._signing_keys: list[SigningKeyRecord] = []
         self._records: OrderedDict[bytes, ApiKeyRecord] = OrderedDict()
@@ -153,6 +155,19 @@ class Follower:
                 )
         if not self.is_fresh:
             raise self._trouble or StoreUnavailable("the change log was not heard of in time")
+
+    def require_heard(self, within_s: float) -> None:
+        """Wait for a poll that begins from now on.
+
+        Raises:
+            StoreUnavailable: none was answered in time.
+        """
+        self._start()
+        since = time.monotonic()
+        self._wake.set()
+        with self._polled:
+            if not self._polled.wait_for(lambda: self._heard_at >= since, timeout=within_s):
+                raise self._trouble or StoreUnavailable("the change log was not heard of in time")
 
     def is_ready(self) -> bool:
         """Whether `is_caught_up`; False if a poll is under way that will tell.  Never waits.
@@ -239,12 +254,16 @@ class Follower:
         began = time.monotonic()
         try:
             is_all = self._poll()
-        except StoreUnavailable as error:
+        except Exception as error:
+            told = error if isinstance(error, StoreUnavailable) else _unexpected(error)
             if self._trouble is None:
                 # Once, not five times a second.
-                _log.warning("the change log cannot be followed: %s", error)
-            self._trouble = error.with_traceback(None)
+                _log.warning("the change log cannot be followed: %s", told)
+            self._trouble = told.with_traceback(None)
+            if isinstance(error, ClockOff):
+                self._heard_at = began
         else:
+            self._heard_at = began
             if self._trouble is not None:
                 _log.warning("the change log is followed again, at %d", self.head)
             self._trouble = None
@@ -340,6 +359,11 @@ def _concerned(rows: Sequence[LogRow]) -> set[str] | None:
         elif room not in ("token", "signing_key"):
             return None
     return subjects
+
+
+def _unexpected(error: Exception) -> StoreUnavailable:
+    """Whatever it was, the thread goes on; the message may hold a row."""
+    return StoreUnavailable(f"the change log cannot be read ({type(error).__name__})")
 
 
 def _in_event_loop() -> bool:

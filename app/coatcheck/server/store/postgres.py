@@ -62,10 +62,13 @@ _T = TypeVar("_T")
 _SCHEMES: Final = ("postgresql://", "postgres://")
 #: Seconds that one read may take.  With the wait for its turn it stays below BUSY_TIMEOUT.
 _READ_TIMEOUT: Final = 1.0
-#: Seconds that a write may take from its first statement; one that writes many rows, longer.
+#: Seconds that a write may take from its first statement; longer while it gets on, because a
+#: command may write a million rows.
 _WRITE_TIMEOUT: Final = 0.9 * BUSY_TIMEOUT
 #: Seconds that a connection of the pool may take for its first answer before it counts as stale.
 _GREETING: Final = 0.5
+#: Seconds after which a write that has no connection yet is given up.
+_CONNECT_WITHIN: Final = 0.85 * BUSY_TIMEOUT
 #: Seconds that a request waits for a reader's turn and answer.
 _FIND_TIMEOUT: Final = 1.5
 #: Rows per second that a statement which writes many is given.
@@ -218,6 +221,7 @@ class PostgresStore:
     def transaction(self, *, read_only: bool = False) -> Iterator[Transaction]:
         if self._follower.is_away:
             self._follower.require_fresh()
+        self._mine.asked_at = time.monotonic()
         with self._translated(), self._session(read_only=read_only) as session:
             tx = Transaction(session, locks=not read_only)
             yield tx
@@ -238,9 +242,12 @@ class PostgresStore:
                 raise
 
     def _holds(self, change_id: str) -> bool:
-        with self._session(read_only=True) as session:
+        with self._session(read_only=False) as session:
+            connection = session.connection()
+            # Whose commit is still under way holds the lock: behind it, the outcome is final.
+            connection.execute(select(func.pg_advisory_xact_lock(LOG_LOCK)))
             query = select(col(ChangeRow.seq)).where(col(ChangeRow.change_id) == change_id)
-            return session.connection().execute(query).first() is not None
+            return connection.execute(query).first() is not None
 
     @contextmanager
     def _session(self, *, read_only: bool) -> Iterator[Session]:
@@ -274,7 +281,7 @@ class PostgresStore:
             if self._engine is None:
                 self._engine = create_engine(
                     "postgresql+psycopg://",
-                    creator=self.connect,
+                    creator=self._connect_to_write,
                     pool_size=_WRITERS,
                     max_overflow=0,
                     pool_timeout=BUSY_TIMEOUT / 2,
@@ -338,6 +345,15 @@ class PostgresStore:
         """A new connection.  Raises psycopg.Error."""
         # Prepared statements of one client are unknown to the next one behind a pooler.
         return psycopg.connect(self._conninfo, autocommit=autocommit, prepare_threshold=None)
+
+    def _connect_to_write(self) -> psycopg.Connection:
+        """A new connection, once it is known that the database answers.
+
+        libpq gives a connection two seconds at least, which is all that a caller has.
+        """
+        waited_s = time.monotonic() - self._mine.asked_at
+        self._follower.require_heard(max(0.0, _CONNECT_WITHIN - waited_s))
+        return self.connect()
 
     def rows(
         self, connection: psycopg.Connection, sql: str, parameters: Sequence[Any] = ()
@@ -457,9 +473,8 @@ def _extend(
     context: object,
     executemany: bool,
 ) -> None:
-    if executemany:
-        deadline: Deadline = connection.info[_DEADLINE]
-        deadline.extend(_WRITE_TIMEOUT + len(parameters) / _ROWS_PER_SECOND)
+    deadline: Deadline = connection.info[_DEADLINE]
+    deadline.extend(_READ_TIMEOUT + (len(parameters) / _ROWS_PER_SECOND if executemany else 0))
 
 
 def _lock_schema(connection: Connection) -> None:

@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 FUZZ_SECONDS ?= 3600
+# Many tests wait for processes of their own: half as many again as there are cores.
+TEST_WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() * 3 + 1) // 2)')
 READY := $(VENV)/.ready
 
 .PHONY: run test faults fuzz mutants lint demo bench lock clean help
@@ -33,7 +35,7 @@ run: $(READY)
 	@$(VENV)/bin/python examples/quickstart.py
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n auto --dist worksteal
+	$(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 faults: $(READY)
 	$(VENV)/bin/python -m tests.faults

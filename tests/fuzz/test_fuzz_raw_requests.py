@@ -300,7 +300,7 @@ KNOWN_HEADERS: Final = frozenset(
     (
         *("content-type", "content-length", "cache-control", "pragma", "connection", "date"),
         *("www-authenticate", "allow", "retry-after", "etag", "location", "vary"),
-        *("content-security-policy", "x-content-type-options", "referrer-policy"),
+        *("content-security-policy", "x-content-type-options", "referrer-policy", "x-request-id"),
         "access-control-allow-origin",
     )
 )

@@ -52,9 +52,7 @@ ROOMS: dict[str, str] = {
     ),
     "server.manage": f"{WORDS} restrictions server.catalog server.changes server.store",
     "server.pages": "",
-    "server.metrics_page": (
-        f"{WORDS} server.feed server.inflight server.metrics server.signing"
-    ),
+    "server.metrics_page": (f"{WORDS} server.feed server.inflight server.metrics server.signing"),
     "server.listen": "server.inflight server.logs server.metrics",
     # Composition: these know many rooms, and no room knows them.
     "server.setup": (
@@ -85,9 +83,7 @@ FOREIGN: dict[str, str] = {
     "alembic": "server.store",
     "psycopg": "server.store",
     "jwt": "verifier.keyset server.keyfile",
-    "cryptography": (
-        "verifier.check verifier.keyset server.keyfile server.sealing server.signing"
-    ),
+    "cryptography": ("verifier.check verifier.keyset server.keyfile server.sealing server.signing"),
     "starlette": (
         "server.app server.metrics_page server.oauth.metadata verifier.adapters.starlette starlette"
     ),

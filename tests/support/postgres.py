@@ -34,6 +34,7 @@ _OPTIONS = (
     *("fsync=off", "full_page_writes=off", "wal_level=minimal", "max_wal_senders=0"),
     *("shared_buffers=64MB", "max_connections=200", "listen_addresses=127.0.0.1"),
     *("log_min_messages=fatal", "autovacuum=off"),
+    *("max_wal_size=32MB", "min_wal_size=32MB"),
 )
 _HAS_STRATEGY = 150000
 _numbers = count(1)

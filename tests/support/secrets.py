@@ -67,6 +67,10 @@ _PAGE: Final = 4096
 _WAL_HEAD: Final = 32
 _FRAME: Final = 24 + _PAGE
 _POSTGRES_PAGE: Final = 8192
+#: Files of PostgreSQL: relations of ours have numbers from here on; names of the log's segments
+#: are this long.
+_FIRST: Final = 16384
+_SEGMENT: Final = 24
 _TO_STANDARD: Final = bytes.maketrans(b"-_", b"+/")
 
 
@@ -238,10 +242,14 @@ class Sweep:
     def pages(self, folder: Path) -> None:
         """Look at each file of a database server, page by page.
 
-        A new database is a copy of a template: most pages are in all of them.
+        A new database is a copy of a template: most pages are in all of them, and the relations
+        of the template itself are nobody's.
         """
         for place, _, names in os.walk(folder):
             for name in names:
+                relation = name.partition(".")[0].partition("_")[0]
+                if relation.isdecimal() and len(relation) < _SEGMENT and int(relation) < _FIRST:
+                    continue
                 with suppress(OSError):
                     content = (Path(place) / name).read_bytes()
                     new = b"\n".join(self._new_pages(content, _POSTGRES_PAGE))

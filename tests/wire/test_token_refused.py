@@ -63,7 +63,8 @@ def ask(http: TestClient, key: str, **parameters: str) -> httpx2.Response:
 
 def said(answer: httpx2.Response) -> tuple[int, bytes, list[tuple[str, str]]]:
     """Everything that an answer tells, but for its own name."""
-    headers = [(name, text) for name, text in answer.headers.multi_items() if name != "x-request-id"]
+    told = answer.headers.multi_items()
+    headers = [(name, text) for name, text in told if name != "x-request-id"]
     return answer.status_code, answer.content, headers
 
 

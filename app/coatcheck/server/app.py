@@ -28,13 +28,14 @@ from starlette.routing import Route
 
 from coatcheck.durations import READY_TIMEOUT, USAGE_FLUSH
 from coatcheck.server import catalog as catalogs
-from coatcheck.server import logs, metrics, pages, sealing, setup, signing
+from coatcheck.server import logs, metrics, pages, restore, sealing, setup, signing
 from coatcheck.server.catalog import Catalog
 from coatcheck.server.changes import Actor
 from coatcheck.server.feed import Feed
 from coatcheck.server.inflight import InFlight
 from coatcheck.server.issue.exchange import Issuer
 from coatcheck.server.issue.inspect import OwnTokens
+from coatcheck.server.manage import forms
 from coatcheck.server.metrics import Board, Metrics
 from coatcheck.server.metrics_page import MetricsPage
 from coatcheck.server.oauth import metadata
@@ -419,6 +420,9 @@ def create() -> Service:
     clock = clock_of(settings)
     store = open_store(settings.database_url, clock)
     service = Service(settings, store, clock, metrics.shared())
+    # Whoever restored a backup sees here where it ends.
+    ended_at = forms.rfc3339(restore.last_change_at(store))
+    _log.info("the change log %s ends at %d, %s", store.log(), store.head(), ended_at)
     # What was made until now stays for good: the collector need not look at it again.
     gc.collect()
     gc.freeze()

@@ -4,6 +4,7 @@
 check that moves by one is noticed.
 """
 
+import asyncio
 import dataclasses
 import hashlib
 import threading
@@ -14,7 +15,13 @@ from typing import Any
 import pytest
 
 from coatcheck import feed_profile
-from coatcheck.verifier import IssuerUnavailable, TokenRevoked, UnknownSigningKey, keyset
+from coatcheck.verifier import (
+    IssuerUnavailable,
+    TokenRevoked,
+    UnknownSigningKey,
+    Verifier,
+    keyset,
+)
 from coatcheck.verifier import changes as module
 from coatcheck.verifier.changes import (
     Changes,
@@ -29,7 +36,18 @@ from coatcheck.verifier.changes import (
     subjects_of,
 )
 from coatcheck.verifier.check import Expected, SignedClaims, check_signed
-from support.tokens import ISSUER, NOW, SetClock, as_json, base64url, changed, claims, signer
+from support.tokens import (
+    AUDIENCE,
+    ISSUER,
+    NOW,
+    SetClock,
+    as_json,
+    base64url,
+    changed,
+    claims,
+    key_set,
+    signer,
+)
 
 FEED_URL = f"{ISSUER}/oauth/revocations"
 DOCUMENT_URL = f"{ISSUER}/.well-known/coatcheck"
@@ -306,9 +324,16 @@ def test_the_status_before_the_first_feed_promises_nothing(follower: Changes, fe
     assert follower.status() == ChangesStatus("none", None, None, 0, "OSError")
 
 
-@pytest.mark.parametrize("value", [SOURCE, ChangesStatus("none", None, None, 0, None)], ids=type)
+UNCHANGEABLE = (
+    SOURCE,
+    ChangesStatus("none", None, None, 0, None),
+    Known("log_1", 20, {}, {}, frozenset(), NOW, 0.0),
+)
+
+
+@pytest.mark.parametrize("value", UNCHANGEABLE, ids=type)
 def test_what_was_read_once_cannot_be_changed_afterwards(value: Any) -> None:
-    """Who signs a feed is decided by the issuer's document alone."""
+    """Who signs a feed is decided by the issuer's document alone, and readers take no lock."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(value, dataclasses.fields(value)[0].name, "changed")
 
@@ -436,3 +461,54 @@ def test_after_a_fork_a_follower_trusts_nothing_until_it_has_asked(
     assert known is not None
     assert known.seq == 22
     assert f"{FEED_URL}?after=20&wait=0" in feeds.urls
+
+
+# In a verifier
+
+
+@pytest.fixture
+def verifier(feeds: Feeds, clock: SetClock) -> Iterator[Verifier]:
+    def fetch(url: str) -> bytes:
+        if url.startswith(FEED_URL):
+            time.sleep(0.01)  # A long poll.
+        body = feeds(url)
+        return key_set() if url.endswith("/jwks.json") else body
+
+    feeds.feed = a_feed(kids=["first", "feed", "listed"])
+    with Verifier(ISSUER, AUDIENCE, fetch=fetch, clock=clock, monotonic=clock) as verifier:
+        yield verifier
+
+
+FACES: dict[str, Callable[[Verifier, str], object]] = {
+    "threads": lambda verifier, text: verifier.verify_jwt(text),
+    "loop": lambda verifier, text: asyncio.run(verifier.verify_jwt_async(text)),
+}
+in_both_ways = pytest.mark.parametrize("verify", FACES.values(), ids=FACES)
+
+
+@in_both_ways
+def test_only_a_signing_key_that_the_feed_lists_is_asked_for_a_moment_after_the_last(
+    verifier: Verifier, feeds: Feeds, clock: SetClock, verify: Callable[[Verifier, str], object]
+) -> None:
+    """Whoever invents names must not make one request per second out of them."""
+    verify(verifier, signer().token(claims()))
+    clock.now += 2
+
+    for kid, times in (("invented", 1), ("listed", 2)):
+        with pytest.raises(UnknownSigningKey):
+            verify(verifier, signer(kid=kid).token(claims()))
+        assert feeds.urls.count(f"{ISSUER}/.well-known/jwks.json") == times
+
+
+@in_both_ways
+def test_once_a_feed_is_there_nobody_waits_for_another(
+    verifier: Verifier,
+    verify: Callable[[Verifier, str], object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each request would take a lock, and on an event loop a thread."""
+    verifier.verify_jwt(signer().token(claims()))
+    monkeypatch.setattr(verifier._changes, "wait_for_first", None)
+    monkeypatch.setattr(asyncio, "to_thread", None)
+
+    assert verify(verifier, signer().token(claims(jti="another")))

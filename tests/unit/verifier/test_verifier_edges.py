@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -371,7 +372,14 @@ def test_the_name_of_an_api_key_in_a_query_may_be_encoded() -> None:
     assert presented({"X-API-Key": API_KEY}, "x=1") == (API_KEY, True, "header")
 
 
-NO_PLACE = ["ftp://api.example.com/x", "//api.example.com/x", "https:///x", "https:x", "api"]
+NO_PLACE = [
+    "ftp://api.example.com/x",
+    "//api.example.com/x",
+    "https:///x",
+    "https:x",
+    "api",
+    "https://[::1",
+]
 
 
 @pytest.mark.parametrize("audience", NO_PLACE)
@@ -384,9 +392,9 @@ def test_a_resource_that_is_no_web_address_has_no_metadata(audience: str) -> Non
 # Memory
 
 
-def test_memory_and_patience_have_the_bounds_that_were_measured() -> None:
-    """10,000 tokens are 30 MB, and whoever waits for an exchange is answered within 10 seconds."""
-    assert (module.REMEMBERED_TOKENS, module._LONGEST_EXCHANGE) == (10_000, 10)
+def test_a_verifier_remembers_ten_thousand_tokens(verifier: Verifier) -> None:
+    """30 MB.  With more a small machine feels it, with fewer busy callers push each other out."""
+    assert verifier._memo._size == 10_000
 
 
 def remembered(number: int) -> Remembered:
@@ -445,6 +453,7 @@ class Answering(ThreadingHTTPServer):
         self.asked: list[tuple[str, dict[str, list[str]]]] = []
         self.signed_by = signer()
         self.said: dict[str, object] = {}
+        self.header: dict[str, object] = {}
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -456,7 +465,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         said = {"jti": str(len(self.server.asked)), **self.server.said}
-        token = self.server.signed_by.token(claims(**said))
+        token = self.server.signed_by.token(claims(**said), **self.server.header)
         self._answer({"access_token": token, "token_type": "Bearer", "expires_in": 600})
 
     def _answer(self, body: dict[str, object]) -> None:
@@ -544,6 +553,70 @@ def test_a_kept_token_that_no_longer_verifies_is_exchanged_anew(
         assert anew.token_id != who.token_id
 
 
+def failing(server: Answering, **fault: Any) -> None:
+    """Let each token that the server gives from now on have this fault, and no other."""
+    server.signed_by = fault.pop("signed_by", signer())
+    server.header = fault.pop("header", {})
+    server.said = {"iss": server.url, **fault}
+
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "another key under the same name": {
+        "signed_by": dataclasses.replace(signer(), private=signer(kid="second").private)
+    },
+    "another algorithm": {"signed_by": signer("EdDSA")},
+    "a key that is not published": {"signed_by": signer(kid="second")},
+    "another type": {"header": {"typ": "JWT"}},
+    "a claim missing": {"sub": ABSENT},
+    "another audience": {"aud": "urn:elsewhere"},
+    "another issuer": {"iss": "https://other.example"},
+}
+
+
+@in_both_ways
+def test_a_token_that_its_issuer_got_wrong_is_worth_another_try_in_a_second(
+    clock: SetClock, authenticate: Authenticate
+) -> None:
+    """
+    No caller can help it: 503, whichever it is.  RFC 9110 §10.2.3.
+
+    Nothing of it is kept, so that the next request may have better luck.
+    """
+    settings: dict[str, Any] = {"feed": None, "clock": clock, "monotonic": clock}
+    with answering() as server:
+        for fault in FAULTS.values():
+            with Verifier(server.url, AUDIENCE, service_key=SERVICE_KEY, **settings) as verifier:
+                failing(server)
+                verifier.verify_jwt(token(iss=server.url))
+                failing(server, **fault)
+                with pytest.raises(IssuerUnavailable) as refused:
+                    authenticate(verifier)
+                assert refused.value.headers["Retry-After"] == "1"
+                assert verifier._exchange is not None
+                assert verifier._exchange.remembered(apikey.digest(API_KEY), "header") is None
+
+                failing(server)
+                assert authenticate(verifier).method == "api_key"
+
+
+@in_both_ways
+def test_a_kept_token_that_has_ended_is_exchanged_anew(
+    clock: SetClock, authenticate: Authenticate
+) -> None:
+    """The clock was set ahead, or the machine slept: the key is as good as before."""
+    with (
+        answering() as server,
+        Verifier(server.url, AUDIENCE, service_key=SERVICE_KEY, feed=None, clock=clock) as verifier,
+    ):
+        before = authenticate(verifier)
+        clock.now += 3600
+        failing(server, iat=NOW + 3600, exp=NOW + 4200)
+        anew = authenticate(verifier)
+
+        assert (anew.key_id, anew.method) == (before.key_id, "api_key")
+        assert anew.expires_at == NOW + 4200
+
+
 @in_both_ways
 def test_an_exchange_that_takes_too_long_is_our_trouble(
     clock: SetClock, authenticate: Authenticate, monkeypatch: pytest.MonkeyPatch
@@ -561,6 +634,27 @@ def test_an_exchange_that_takes_too_long_is_our_trouble(
 
     assert refused.value.headers["Retry-After"] == "1"
     assert refused.value.protection == verifier.protection
+
+
+class Silent(Future[Any]):
+    """An exchange that does not end; notes how long somebody would wait for it."""
+
+    waited_s: float | None = None
+
+    def result(self, timeout: float | None = None) -> Any:
+        self.waited_s = timeout
+        raise TimeoutError
+
+
+def test_a_request_waits_ten_seconds_for_its_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice what the first key set is waited for: the issuer may have to be found first."""
+    silent = Silent()
+    with Verifier(ISSUER, AUDIENCE, service_key=SERVICE_KEY, feed=None) as verifier:
+        monkeypatch.setattr(verifier._exchange, "begin", lambda *sent: silent)
+        with pytest.raises(IssuerUnavailable):
+            verifier.authenticate({"X-API-Key": API_KEY})
+
+    assert silent.waited_s == 10
 
 
 @in_both_ways

@@ -1,6 +1,7 @@
 """Who is calling, whichever credential was sent."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, Literal
@@ -131,8 +132,6 @@ def _scope_tokens(permissions: tuple[str, ...], resource: str | None) -> list[st
     """What to ask a token for.  A malformed resource could not be asked for and stays away."""
     tokens = []
     for permission in permissions:
-        try:
+        with suppress(MalformedScope):
             tokens.append(str(concrete(permission, resource)))
-        except MalformedScope:
-            continue
     return tokens

@@ -54,7 +54,7 @@ REMEMBERED_TOKENS: Final = 10_000
 #: Seconds that a request waits for the exchange of its API key.
 _LONGEST_EXCHANGE: Final = 2 * FIRST_LOAD_TIMEOUT
 #: Why a kept token is exchanged anew instead of being refused.
-_ENDED: Final = (TokenRevoked, TokenExpired, UnknownSigningKey)
+_ENDED: Final = (TokenRevoked, TokenExpired)
 
 #: What a token that was exchanged a moment ago can only have wrong by the issuer's fault or ours.
 _NOT_OF_THE_CALLER: Final = (

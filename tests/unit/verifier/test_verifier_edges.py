@@ -672,19 +672,20 @@ def test_a_hosts_failure_is_worth_another_try_in_a_second(
         assert refused.value.headers["Retry-After"] == "1"
 
 
-@pytest.mark.parametrize("is_trusted", [True, False])
+@pytest.mark.parametrize("asked_for", [{"trust_env": True}, {"trust_env": False}, {}], ids=str)
 def test_a_proxy_of_the_environment_counts_only_if_that_was_asked_for(
-    clock: SetClock, is_trusted: bool, monkeypatch: pytest.MonkeyPatch
+    clock: SetClock, asked_for: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For key set and exchange alike; whoever sets a variable would see every raw key."""
     for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
     issuer = "http://127.0.0.1:1"  # Nobody is there.
     settings: dict[str, Any] = {"service_key": SERVICE_KEY, "feed": None, "clock": clock}
+    is_trusted = asked_for.get("trust_env", False)
     with answering() as proxy:
         proxy.said = {"iss": issuer}
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
-        with Verifier(issuer, AUDIENCE, trust_env=is_trusted, **settings) as verifier:
+        with Verifier(issuer, AUDIENCE, **settings, **asked_for) as verifier:
             if is_trusted:
                 assert verifier.authenticate({"X-API-Key": API_KEY})
             else:

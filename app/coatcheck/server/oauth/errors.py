@@ -19,7 +19,7 @@ from coatcheck import apikey
 from coatcheck.restrictions import Reason, Refusal
 
 #: The form of an API key anywhere in a text.
-_API_KEY: Final = re.compile(r"[A-Za-z0-9_]+_[0-9A-Za-z]{38,}")
+_API_KEY: Final = re.compile(r"(?:[A-Za-z0-9_]+_)?[0-9A-Za-z]{20,}")
 #: How much of a list of names goes into a sentence.
 _LONGEST_LIST: Final = 400
 

@@ -6,6 +6,7 @@ answers.md §2 (F7, F10, F11, F18).  What every database promises is in `test_st
 import asyncio
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -386,6 +387,25 @@ def test_a_node_that_hears_nothing_says_so_within_the_lease(
         asyncio.run(_head(store))
     go_on.set()
     seconds_until(lambda: store.find_now([DIGEST]))
+
+
+def test_an_outage_is_told_to_each_who_asks_by_an_exception_of_its_own(mine: Server) -> None:
+    """One for all of them would keep the frames, and so the requests, of everybody it was told."""
+    with opened(a_deployment(mine.new_database())) as store:
+        store.head()
+        mine.stop()
+        try:
+            seconds_until(lambda: store._follower.is_away)
+            told = []
+            for _ in range(3):
+                with pytest.raises(StoreUnavailable) as refused:
+                    find(store)
+                told.append(refused.value)
+        finally:
+            mine.start()
+
+    assert len({id(one) for one in told}) == 3
+    assert len({len(traceback.extract_tb(one.__traceback__)) for one in told}) == 1
 
 
 async def _head(store: Store) -> int:

@@ -154,7 +154,7 @@ class Follower:
                     lambda: self.is_caught_up or self._trouble, timeout=BUSY_TIMEOUT
                 )
         if not self.is_fresh:
-            raise self._trouble or StoreUnavailable("the change log was not heard of in time")
+            raise self._told()
 
     def require_heard(self, within_s: float) -> None:
         """Wait for a poll that begins from now on.
@@ -167,7 +167,7 @@ class Follower:
         self._wake.set()
         with self._polled:
             if not self._polled.wait_for(lambda: self._heard_at >= since, timeout=within_s):
-                raise self._trouble or StoreUnavailable("the change log was not heard of in time")
+                raise self._told()
 
     def is_ready(self) -> bool:
         """Whether `is_caught_up`; False if a poll is under way that will tell.  Never waits.
@@ -179,8 +179,19 @@ class Follower:
         if self.is_caught_up:
             return True
         if self._trouble is not None and not self.is_fresh:
-            raise self._trouble
+            raise self._told()
         return False
+
+    def _told(self) -> StoreUnavailable:
+        """Why nothing can be vouched for.
+
+        Anew for each who asks: one exception that is raised for thousands of requests would keep
+        the frames of all of them.
+        """
+        trouble = self._trouble
+        if trouble is None:
+            return StoreUnavailable("the change log was not heard of in time")
+        return type(trouble)(*trouble.args)
 
     @property
     def is_away(self) -> bool:

@@ -4,7 +4,7 @@ Whoever holds the database and the keys directory of a deployment owns it: they 
 sign whatever they like.  So this asks for both, and is no page of the service.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from coatcheck.scope import Grant, Scopes
@@ -14,7 +14,7 @@ from coatcheck.server.changes import Actor, Change, What
 from coatcheck.server.manage import api_keys
 from coatcheck.server.manage.errors import Conflict
 from coatcheck.server.settings import Settings
-from coatcheck.server.setup import ORGANIZATION_PERMISSIONS
+from coatcheck.server.setup import ORGANIZATION_PERMISSIONS, Initialized
 from coatcheck.server.store import Store, Transaction
 from coatcheck.server.store.tables import ApiKey
 
@@ -25,24 +25,20 @@ _BATCH: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """A new admin key: the only time it is shown."""
+    """A new admin key, and what became of those before.
 
-    issuer: str
-    organization_id: str
-    key_id: str
+    Attributes:
+        made: as at the beginning: the only time that the key is shown.
+        others: ids of the operator's other admin keys that worked until now.
+        are_revoked: whether they do no longer.
+    """
+
+    made: Initialized
     others: tuple[str, ...]
-    """Ids of the operator's other admin keys that worked until now."""
     are_revoked: bool
-    key: str = field(repr=False)
 
     def to_json(self) -> dict[str, object]:
-        return {
-            "issuer": self.issuer,
-            "organization": self.organization_id,
-            "keyId": self.key_id,
-            "key": self.key,
-            "revoked": list(self.others) if self.are_revoked else [],
-        }
+        return self.made.to_json() | {"revoked": list(self.others) if self.are_revoked else []}
 
 
 def recover_admin(
@@ -105,9 +101,8 @@ def recover_admin(
                 for api_key_id in ids
             ]
         tx.append(changes)
-    return Recovered(
-        settings.issuer, organization_id, admin.id, tuple(ids), revoke_others, admin.key
-    )
+    made = Initialized(settings.issuer, organization_id, admin.id, admin.key)
+    return Recovered(made, tuple(ids), revoke_others)
 
 
 def _admin_keys(tx: Transaction, organization_id: str, audience: str, now: int) -> list[ApiKey]:

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from coatcheck import base62
 
-Kind = Literal["key", "org"]
+Kind = Literal["key", "org", "prj", "mem", "grp"]
 
 #: 128 bits need 22 base62 characters.
 WIDTH: Final = 22

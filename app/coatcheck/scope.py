@@ -29,6 +29,19 @@ from typing import Final, Self
 EVERYTHING: Final = "*"
 PLATFORM_PREFIX: Final = "coatcheck:"
 RESOURCE_SERVER: Final = "coatcheck:resource-server"
+OPERATOR: Final = "coatcheck:operator"
+#: What only the operator of a deployment may give.
+PLATFORM_PERMISSIONS: Final = (RESOURCE_SERVER, OPERATOR)
+#: What can be done within one organization by the management API, whose audience they belong to.
+ORGANIZATION_PERMISSIONS: Final = (
+    "keys:read",
+    "keys:write",
+    "usage:read",
+    "usage:write",
+    "audit:read",
+    "members:write",
+    "org:admin",
+)
 
 #: Longest scope parameter that is read at all; a token has to fit into 4 KiB with it.
 MAX_LENGTH: Final = 4096

@@ -431,8 +431,9 @@ def test_a_second_rotation_ends_the_overlap_of_the_first(
     view = api_keys.show(deployment.store, made.api_key.id, now=NOON)
 
     assert statuses == [400, 200, 200]
-    assert [mask for mask, _ in view.secrets] == [apikey.mask(second.key), apikey.mask(third.key)]
-    assert [end for _, end in view.secrets] == [NOON + HOUR, None]
+    masks = [apikey.mask(second.key), apikey.mask(third.key)]
+    assert [secret.mask for secret in view.secrets] == masks
+    assert [secret.ends_at for secret in view.secrets] == [NOON + HOUR, None]
 
 
 def test_a_second_rotation_never_prolongs_an_overlap(deployment: Deployment, made: Created) -> None:
@@ -443,7 +444,7 @@ def test_a_second_rotation_never_prolongs_an_overlap(deployment: Deployment, mad
 
     view = api_keys.show(deployment.store, made.api_key.id, now=deployment.now)
 
-    assert apikey.mask(made.key) not in [mask for mask, _ in view.secrets]
+    assert apikey.mask(made.key) not in [secret.mask for secret in view.secrets]
 
 
 def test_a_rotated_api_key_keeps_its_shape_and_shows_the_new_mask(

@@ -952,7 +952,7 @@ def test_a_path_beside_the_token_endpoint_redirects_nobody(
 
     assert answer.status_code == 404
     assert "location" not in answer.headers
-    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["content-type"] in ("application/json", "application/problem+json")
     assert answer.headers["cache-control"] == "no-store"
 
 

@@ -148,7 +148,7 @@ def _verify_api_key(key: str, json: bool) -> None:
         output.facts(found.to_json())
     if found.status != "active":
         output.fail(Exit.REFUSED, f"api_key_{found.status}")
-    if apikey.mask(key) not in [mask for mask, _ in found.secrets]:
+    if apikey.mask(key) not in [secret.mask for secret in found.secrets]:
         output.fail(Exit.REFUSED, "api_key_expired: a rotation replaced this secret")
 
 

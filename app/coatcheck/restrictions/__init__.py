@@ -15,16 +15,30 @@ from coatcheck.restrictions.base import (
     Refusal,
     Refuse,
     Restriction,
+    Rights,
+    Role,
     Situation,
     in_numbered_steps,
 )
 from coatcheck.restrictions.environment import EnvironmentRestriction
+from coatcheck.restrictions.group import GroupRestriction
+from coatcheck.restrictions.models import ModelRestriction
+from coatcheck.restrictions.network import NetworkRestriction
+from coatcheck.restrictions.project import ProjectRestriction
+from coatcheck.restrictions.resource import ResourceRestriction
+from coatcheck.restrictions.role import RoleRestriction
 from coatcheck.restrictions.scope import ScopeRestriction
 
 RESTRICTIONS: Final[tuple[Restriction, ...]] = (
+    NetworkRestriction(),
     EnvironmentRestriction(),
     AudienceRestriction(),
     ScopeRestriction(),
+    ResourceRestriction(),
+    ProjectRestriction(),
+    RoleRestriction(),
+    ModelRestriction(),
+    GroupRestriction(),
 )
 
 #: What a token's `must` claim may name.  A verifier refuses any other name.
@@ -39,6 +53,8 @@ __all__ = [
     "Refusal",
     "Refuse",
     "Restriction",
+    "Rights",
+    "Role",
     "Situation",
     "in_numbered_steps",
 ]

@@ -6,12 +6,19 @@ Source: RFC 8707 §2, RFC 9068 §3.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from coatcheck.restrictions.base import Allowance, Ask, Reason, Refusal, in_numbered_steps
+from coatcheck.restrictions.base import (
+    Allowance,
+    Ask,
+    Reason,
+    Refusal,
+    has_no_own_words,
+    in_numbered_steps,
+)
 
 
 class AudienceRestriction:
     name = "audience"
-    must = False
+    is_binding = staticmethod(has_no_own_words)
 
     def narrow(self, allowance: Allowance, ask: Ask) -> Allowance:
         if ask.audience not in allowance.audiences:

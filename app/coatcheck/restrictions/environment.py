@@ -2,12 +2,20 @@
 
 from collections.abc import Mapping
 
-from coatcheck.restrictions.base import Allowance, Ask, Reason, Refusal, Refuse, Situation
+from coatcheck.restrictions.base import (
+    Allowance,
+    Ask,
+    Reason,
+    Refusal,
+    Refuse,
+    Situation,
+    has_no_own_words,
+)
 
 
 class EnvironmentRestriction:
     name = "environment"
-    must = False
+    is_binding = staticmethod(has_no_own_words)
 
     def narrow(self, allowance: Allowance, ask: Ask) -> Allowance:
         if ask.audience_environment not in (None, allowance.environment):

@@ -33,9 +33,11 @@ from coatcheck.server.catalog import Catalog
 from coatcheck.server.changes import Actor
 from coatcheck.server.feed import Feed
 from coatcheck.server.inflight import InFlight
+from coatcheck.server.inprocess import ManagementApi
 from coatcheck.server.issue.exchange import Issuer
 from coatcheck.server.issue.inspect import OwnTokens
 from coatcheck.server.manage import forms
+from coatcheck.server.manage.api.call import Office
 from coatcheck.server.metrics import Board, Metrics
 from coatcheck.server.metrics_page import MetricsPage
 from coatcheck.server.oauth import metadata
@@ -57,6 +59,7 @@ _log = logging.getLogger(__name__)
 #: Who rotates signing keys that are due, in the change log.
 _ROTATION = Actor("service:rotation")
 
+_ANY_METHOD = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _PAGE_HEADERS = {
     "Content-Security-Policy": (
         f"default-src 'none'; style-src '{pages.STYLE_HASH}'; base-uri 'none'; form-action 'none';"
@@ -138,6 +141,21 @@ class Service:
             f"{base}/oauth/revoke": RevocationEndpoint(desk, own_tokens),
             f"{base}/oauth/revocations": RevocationsEndpoint(self._feed),
         }
+        office = Office(
+            settings.issuer,
+            self._catalog,
+            sealing_keys=load_again,
+            ensure_signing_keys=self._ensure_signing_keys,
+        )
+        self._management = ManagementApi(
+            f"{base}/v1",
+            office,
+            store,
+            issuer,
+            own_tokens,
+            clock=clock,
+            trusted_proxies=settings.trusted_proxies,
+        )
         self.pages = self._starlette(settings, base, bridge)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -224,13 +242,14 @@ class Service:
             Route(f"{base}/metrics", self._metrics_page.__call__),
             Route(f"{base}/openapi.yaml", show_openapi),
             Route(f"{base}/docs", show_docs),
+            Route(f"{base}/v1/{{rest:path}}", self._management.__call__, methods=_ANY_METHOD),
             Route(f"{base}/", home),
         ]
         well_known: dict[str, Callable[[Request], object]] = dict.fromkeys(
             metadata.DOCUMENTS, metadata.MetadataEndpoint(document).__call__
         )
         well_known[metadata.COATCHECK] = metadata.CoatcheckEndpoint(
-            settings.issuer, self._feed.url, self._ring, self._store, self._clock
+            bridge.issuer, self._feed.url, self._ring, self._store, self._clock
         ).__call__
         key_set = metadata.KeySetEndpoint(
             self._ring, self._store, self._clock, self._publication.max_age
@@ -252,6 +271,19 @@ class Service:
         # The redirect would make a client send its secret a second time.
         app.router.redirect_slashes = False
         return app
+
+    def _ensure_signing_keys(self) -> None:
+        """Make a signing key for each audience that has none.  Raises as `signing.rotate_due`."""
+        lines = signing.first_lines({one.algorithm for one in self._catalog.audiences.values()})
+        signing.rotate_due(
+            self._ring,
+            self._store,
+            lines,
+            _ROTATION,
+            every_s=self._rotate_every_s,
+            publication=self._publication,
+            now=int(self._clock()),
+        )
 
     async def _readyz(self, request: Request) -> Response:
         checks = await self._checks()

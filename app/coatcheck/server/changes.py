@@ -21,17 +21,36 @@ class What(Enum):
     ORGANIZATION_CREATED = ("organization.created", False)
     ORGANIZATION_SUSPENDED = ("organization.suspended", True)
     ORGANIZATION_RESUMED = ("organization.resumed", False)
+    ORGANIZATION_BOOTSTRAPPED = ("organization.bootstrapped", False)
+    ORGANIZATION_EDITED = ("organization.edited", False)
+    PROJECT_CREATED = ("project.created", False)
+    PROJECT_EDITED = ("project.edited", False)
+    PROJECT_ARCHIVED = ("project.archived", True)
+    PROJECT_RESTORED = ("project.restored", False)
+    MEMBER_ADDED = ("member.added", False)
+    MEMBER_EDITED = ("member.edited", False)
+    MEMBER_REMOVED = ("member.removed", False)
+    GROUP_CREATED = ("group.created", False)
+    GROUP_EDITED = ("group.edited", False)
+    GROUP_NARROWED = ("group.narrowed", True)
     API_KEY_CREATED = ("api_key.created", False)
     API_KEY_DISABLED = ("api_key.disabled", True)
     API_KEY_ENABLED = ("api_key.enabled", False)
     API_KEY_REVOKED = ("api_key.revoked", True)
     API_KEY_ROTATED = ("api_key.rotated", False)
     API_KEY_OVERLAP_ENDED = ("api_key.overlap_ended", True)
+    API_KEY_EDITED = ("api_key.edited", False)
+    API_KEY_NARROWED = ("api_key.narrowed", True)
+    API_KEY_DELETED = ("api_key.deleted", True)
+    API_KEY_REVEALED = ("api_key.revealed", False)
+    USE_FROM_WRONG_ADDRESS = ("use.from_wrong_address", False)
+    CREDIT_LOW = ("credit.low", False)
     TOKEN_REVOKED = ("token.revoked", True)
     SIGNING_KEY_CREATED = ("signing_key.created", False)
     SIGNING_KEY_WITHDRAWN = ("signing_key.withdrawn", True)
     SIGNING_KEY_EXPORTED = ("signing_key.exported", False)
     SIGNING_KEYS_RESEALED = ("signing_key.resealed", False)
+    CATALOG_CHANGED = ("catalog.changed", True)
     LOG_RESTARTED = ("log.restarted", True)
     ADMIN_RECOVERED = ("admin.recovered", False)
 
@@ -45,7 +64,7 @@ class Actor:
     """Who makes a change, and from where.
 
     Attributes:
-        id: `cli:<user>` or the id of an API key.
+        id: `cli:<user>`, `service:<part>`, or the id of an API key.
         address: the caller's address; None where there is none.
         request_id: ties the row to a log line.
     """

@@ -7,14 +7,14 @@ sign whatever they like.  So this asks for both, and is no page of the service.
 from dataclasses import dataclass
 from typing import Final
 
-from coatcheck.scope import Grant, Scopes
+from coatcheck.scope import ORGANIZATION_PERMISSIONS, Grant, Scopes
 from coatcheck.server import sealing, signing
 from coatcheck.server.catalog import Catalog
 from coatcheck.server.changes import Actor, Change, What
 from coatcheck.server.manage import api_keys
 from coatcheck.server.manage.errors import Conflict
 from coatcheck.server.settings import Settings
-from coatcheck.server.setup import ORGANIZATION_PERMISSIONS, Initialized
+from coatcheck.server.setup import Initialized
 from coatcheck.server.store import Store, Transaction
 from coatcheck.server.store.tables import ApiKey
 

@@ -96,6 +96,10 @@ class Settings(BaseModel):
     audience: Annotated[str | None, AfterValidator(_audience)] = None
     """The default audience; the issuer itself when not set."""
 
+    catalog: Path | None = None
+    """The catalog's file, such as coatcheck.toml; it takes the place of the next three settings and
+    the one above."""
+
     algorithm: Algorithm = "ES256"
     """What signs tokens for the default audience."""
 

@@ -1,9 +1,9 @@
 """Setting a deployment up, once: database, sealing key, signing keys, operator organization."""
 
 from dataclasses import dataclass, field
-from typing import Final
 
 from coatcheck import base62, ids
+from coatcheck.scope import ORGANIZATION_PERMISSIONS
 from coatcheck.server import sealing, signing
 from coatcheck.server.catalog import Catalog
 from coatcheck.server.changes import Actor, Change, What
@@ -12,17 +12,6 @@ from coatcheck.server.manage.errors import Conflict
 from coatcheck.server.settings import Settings
 from coatcheck.server.store import Store
 from coatcheck.server.store.tables import Deployment, Organization
-
-#: What an organization's administrator may do, for the management API's audience.
-ORGANIZATION_PERMISSIONS: Final = (
-    "keys:read",
-    "keys:write",
-    "usage:read",
-    "usage:write",
-    "audit:read",
-    "members:write",
-    "org:admin",
-)
 
 
 class NotInitialized(Exception):
@@ -74,7 +63,11 @@ def initialize(
     sealing_key = sealing.load_or_create(settings.keys_dir).newest()
     store.upgrade(create=True)
     organization = Organization(
-        id=ids.new_id("org", now * 1000), name=name, is_operator=True, created_at=now
+        id=ids.new_id("org", now * 1000),
+        name=name,
+        is_operator=True,
+        created_at=now,
+        bootstrapped_at=now,
     )
     new = api_keys.NewApiKey(
         organization_id=organization.id,

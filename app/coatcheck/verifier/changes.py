@@ -1,5 +1,8 @@
 """The revocation feed: which tokens are dead before their time, known without asking anybody.
 
+The document that says where the feed is, and who signs it, also tells of the issuer's product;
+it is read again every now and then, in the same thread.
+
 `read` checks one signed feed.  `Changes` keeps what the feeds said and follows them in a daemon
 thread of its own, by long poll:
 
@@ -16,9 +19,10 @@ import random
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Final, Literal, NamedTuple
+from types import MappingProxyType
+from typing import Any, Final, Literal, NamedTuple
 
 from coatcheck import feed_profile
 from coatcheck.durations import (
@@ -29,7 +33,7 @@ from coatcheck.durations import (
     LEEWAY_MAX,
 )
 from coatcheck.token_profile import ALGORITHMS
-from coatcheck.verifier import check, keyset
+from coatcheck.verifier import check, keyset, product
 from coatcheck.verifier.check import SignedClaims, SigningKey
 from coatcheck.verifier.errors import (
     IssuerUnavailable,
@@ -39,6 +43,12 @@ from coatcheck.verifier.errors import (
     VerifierError,
     WrongType,
 )
+from coatcheck.verifier.product import UNTOLD, Product
+
+#: Seconds after which the issuer's document is read again: its catalog may have changed.
+_DOCUMENT_MAX_AGE: Final = 300
+#: Arrays and objects in it: it also tells of all the things that filters may name.
+_MAX_CONTAINERS: Final = 10_000
 
 #: Seconds: how long to wait before the next try, doubled with each failure in a row.
 _FIRST_PAUSE: Final = 0.25
@@ -78,10 +88,11 @@ class UnknownFeedKey(UnfitFeed):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the feed is and who signs it: what `/.well-known/coatcheck` says."""
+    """What `/.well-known/coatcheck` says: where the feed is, who signs it, and of the product."""
 
     url: str
     signing_keys: Mapping[str, SigningKey]
+    product: Product = UNTOLD
 
 
 class Signed(NamedTuple):
@@ -98,19 +109,24 @@ def read_source(body: bytes, issuer: str) -> Source:
     """Read the issuer's document.
 
     Raises:
-        UnfitFeed: it is another issuer's, or names no feed.
+        UnfitFeed: it is another issuer's, names no feed, or holds a malformed member.
     """
     try:
-        document = check.json_object(body, keyset.MAX_CONTAINERS)
+        document = check.json_object(body, _MAX_CONTAINERS)
     except ValueError:
         raise UnfitFeed("no_document") from None
     url, keys = document.get("revocations_endpoint"), document.get("revocation_keys")
     if document.get("issuer") != issuer or type(url) is not str:
         raise UnfitFeed("other_issuer")
     try:
-        return Source(url, keyset.parse_object(keys))
+        signing_keys = keyset.parse_object(keys)
     except keyset.UnfitKeySet:
         raise UnfitFeed("no_feed_keys") from None
+    try:
+        return Source(url, signing_keys, Product(**product.read(document)))
+    except ValueError:
+        # An issuer of an older release tells nothing of it, which is fine; half of it is not.
+        raise UnfitFeed("unfit_product") from None
 
 
 def read(text: bytes, source: Source, issuer: str, now: float) -> Signed:
@@ -235,6 +251,7 @@ class Changes:
             enough for a long poll.
         clock: seconds since the epoch.
         monotonic: seconds on a clock that never goes back.
+        settled: parts of the product that count whatever the issuer says, from `product.read`.
     """
 
     def __init__(
@@ -245,6 +262,7 @@ class Changes:
         *,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
+        settled: Mapping[str, Any] = MappingProxyType({}),
         first_load_timeout_s: float = FIRST_LOAD_TIMEOUT,
     ) -> None:
         self._issuer = issuer
@@ -255,6 +273,12 @@ class Changes:
         self._first_load_timeout_s = first_load_timeout_s
         self._known: Known | None = None
         self._source: Source | None = None
+        self._read_at = 0.0
+        self._settled_parts = settled
+        #: The issuer's, as last read, under what is settled here; for every request.
+        self.product = Product(**settled)
+        #: Whether the issuer told of it, or need not.
+        self.is_told = {"api_key_header", "foreign_prefixes"} <= settled.keys()
         self._last_error: str | None = None
         self._failures = 0
         self._is_closed = False
@@ -285,6 +309,18 @@ class Changes:
             raise IssuerUnavailable(1)
         return self._known
 
+    def wait_for_product(self) -> None:
+        """Wait until the issuer has told what its credentials look like.
+
+        Raises:
+            IssuerUnavailable: it did not in time.
+        """
+        self.known()
+        with self._settled:
+            self._settled.wait_for(lambda: self.is_told, timeout=self._first_load_timeout_s)
+        if not self.is_told:
+            raise IssuerUnavailable(1)
+
     def is_stale(self, known: Known) -> bool:
         """Whether no feed was signed for FEED_STALE seconds."""
         return (
@@ -313,15 +349,14 @@ class Changes:
     def step(self) -> float:
         """One poll.  Returns the seconds to wait before the next one."""
         try:
-            if self._source is None:
-                self._source = read_source(self._fetch(self._document_url), self._issuer)
+            source = self._source_now()
             known = self._known
             # A first feed is wanted at once, as is one after a failure: it tells what is fresh.
             is_caught_up = self.at_hand is not None and self._failures == 0
             after = known.seq if known is not None else -1
             wait_s = FEED_WAIT_MAX if is_caught_up else 0
-            text = self._fetch(f"{self._source.url}?after={after}&wait={wait_s}")
-            signed = read(text, self._source, self._issuer, self._clock())
+            text = self._fetch(f"{source.url}?after={after}&wait={wait_s}")
+            signed = read(text, source, self._issuer, self._clock())
             merged = merge(self._known, signed, self._monotonic())
         except Exception as failure:
             # Whatever it was, the verifier goes on with what it knows; only the kind is kept,
@@ -338,6 +373,25 @@ class Changes:
             self._last_error, self._failures = None, 0
             self._settled.notify_all()
         return 0
+
+    def _source_now(self) -> Source:
+        """What the issuer's document says.  Raises if it cannot be read the first time."""
+        now = self._monotonic()
+        if self._source is not None and now - self._read_at < _DOCUMENT_MAX_AGE:
+            return self._source
+        self._read_at = now
+        try:
+            source = read_source(self._fetch(self._document_url), self._issuer)
+        except Exception:
+            if self._source is None:
+                raise
+            # What it said before goes on; the feed itself tells whether the issuer is away.
+            return self._source
+        with self._settled:
+            self._source = source
+            self.product, self.is_told = replace(source.product, **self._settled_parts), True
+            self._settled.notify_all()
+        return source
 
     # The thread.  It holds this object weakly, so that a verifier that was let go ends it.
 

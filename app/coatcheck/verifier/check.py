@@ -29,7 +29,8 @@ from typing import Any, Final, NamedTuple, NoReturn, cast
 from cryptography.exceptions import InvalidSignature
 
 from coatcheck import base64url
-from coatcheck.restrictions import KNOWN, RESTRICTIONS, Situation, in_numbered_steps
+from coatcheck.restrictions import KNOWN, RESTRICTIONS, Situation
+from coatcheck.restrictions.environment import EnvironmentRestriction
 from coatcheck.token_profile import MAX_TOKEN_BYTES, REQUIRED_CLAIMS, Algorithm
 from coatcheck.verifier import errors
 
@@ -59,9 +60,10 @@ _JSON_BLANKS: Final = " \t\r\n"  # RFC 8259 §2
 #: Makes a named tuple.  Calling its class runs a Python function first.
 _made: Final = tuple.__new__
 
-_CHECKS: Final = tuple(
-    restriction.check for restriction in RESTRICTIONS if restriction.check is not in_numbered_steps
-)
+#: Each restriction is enforced where a token's `must` names it.
+_CHECK_OF: Final = {restriction.name: restriction.check for restriction in RESTRICTIONS}
+#: Never stands there, because every token has an environment, and is enforced always.
+_check_environment: Final = EnvironmentRestriction().check
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +263,7 @@ def check_use(signed: SignedClaims, expected: Expected, now: float, situation: S
     10. `aud` names this resource server.
     11. Now is before `exp`, and not before `iat` and `nbf`, give or take the leeway.
     12. Each restriction that the token wants enforced is known here.
-    13. Each restriction lets the request at hand pass.
+    13. The environment and each of these restrictions let the request at hand pass.
 
     Args:
         now: seconds since the epoch.
@@ -295,12 +297,12 @@ def check_use(signed: SignedClaims, expected: Expected, now: float, situation: S
     if starts_at - leeway_s > now:
         raise errors.TokenFromFuture
     # 12
-    for name in must:
-        if name not in KNOWN:
-            raise errors.UnknownRestriction
+    if must and not KNOWN.issuperset(must):
+        raise errors.UnknownRestriction
     # 13
-    for restriction_check in _CHECKS:
-        restriction_check(claims, situation, _refuse)
+    _check_environment(claims, situation, _refuse)
+    for name in must:
+        _CHECK_OF[name](claims, situation, _refuse)
     return audience
 
 

@@ -240,6 +240,71 @@ class InsufficientScope(VerifierError):
         self.scope = scope or None
 
 
+class IpNotAllowed(VerifierError):
+    code = "ip_not_allowed"
+    status = HTTPStatus.FORBIDDEN
+    error = "insufficient_scope"
+    text = (
+        "The credential may not be used from this address: its owner can add the address to the"
+        " networks of the API key."
+    )
+
+
+class RoleNotAllowed(VerifierError):
+    code = "role_not_allowed"
+    status = HTTPStatus.FORBIDDEN
+    error = "insufficient_scope"
+    text = (
+        "The role of the credential does not allow this HTTP method: ask its owner for an API key"
+        " with a role that does."
+    )
+
+
+class ModelNotAllowed(VerifierError):
+    code = "model_not_allowed"
+    status = HTTPStatus.FORBIDDEN
+    error = "insufficient_scope"
+    text = (
+        "The credential may not use this model: name one that it may use, or ask its owner for"
+        " this one."
+    )
+
+
+class ProjectRequired(VerifierError):
+    """No project is named where one is needed, or what names it is no one project's id."""
+
+    code = "project_required"
+    status = HTTPStatus.BAD_REQUEST
+    error = "invalid_request"
+    text = (
+        "Name a project by its id in the header X-Project-Id, or use an API key that is bound to"
+        " one."
+    )
+
+
+class WrongProject(VerifierError):
+    code = "wrong_project"
+    status = HTTPStatus.FORBIDDEN
+    error = "insufficient_scope"
+    text = (
+        "The credential is bound to another project: leave X-Project-Id out, or use a credential"
+        " of the project that it names."
+    )
+
+
+class QuotaExceeded(VerifierError):
+    """The API key spent its credit.
+
+    429 is what clients of metered APIs know for it.  There is no Retry-After, because nobody
+    knows when its owner raises the limit, and no challenge, because a new token would not help.
+    """
+
+    code = "quota_exceeded"
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    error = None
+    text = "The API key reached its credit limit: its owner can raise the limit."
+
+
 class IssuerUnavailable(VerifierError):
     code = "issuer_unavailable"
     status = HTTPStatus.SERVICE_UNAVAILABLE
@@ -297,6 +362,12 @@ ERRORS: Final[dict[str, type[VerifierError]]] = {
         ConnectorOnlyInQuery,
         TokensOnly,
         InsufficientScope,
+        IpNotAllowed,
+        RoleNotAllowed,
+        ModelNotAllowed,
+        ProjectRequired,
+        WrongProject,
+        QuotaExceeded,
         RateLimited,
         IssuerUnavailable,
         StaleFeed,

@@ -3,8 +3,10 @@
 Callers who never move keep working.  Their key is exchanged for the very token they would have
 got themselves (RFC 8693), and from then on there is one path for both.
 
-- One exchange per API key and place at a time, however many threads and tasks wait for it.
-- A token is kept until shortly before it expires; a refusal for NEGATIVE seconds.
+- One exchange per API key, place and client address at a time, however many threads and tasks
+  wait for it.
+- A token is kept until shortly before it expires; a refusal for NEGATIVE seconds.  Both hold
+  wherever the key is used; that an address is not allowed holds for this address.
 - A refused service key, an issuer that is away or answers nonsense: 503, never 401, because it
   says nothing about the caller.
 
@@ -23,7 +25,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from http import HTTPStatus
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import httpx2
 
@@ -32,8 +34,7 @@ from coatcheck import client_address as address
 from coatcheck.durations import FIRST_LOAD_TIMEOUT
 from coatcheck.verifier import check, errors, http
 from coatcheck.verifier.errors import VerifierError
-
-Place = Literal["header", "query"]
+from coatcheck.verifier.presented import Place
 
 GRANT_TYPE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"
 #: Seconds for which a refusal is remembered: a caller in a loop does not reach the issuer.
@@ -60,11 +61,20 @@ _OF_THE_KEY: Final[Mapping[str, type[VerifierError]]] = {
     "api_key_revoked": errors.ApiKeyRevoked,
     "api_key_expired": errors.ApiKeyExpired,
     "api_key_disabled": errors.ApiKeyDisabled,
+    "quota_exceeded": errors.QuotaExceeded,
     "org_suspended": errors.OrgSuspended,
+    "ip_not_allowed": errors.IpNotAllowed,
     "connector_only_in_query": errors.ConnectorOnlyInQuery,
     "wrong_environment": errors.WrongEnvironment,
     "invalid_target": errors.WrongAudience,
+    # The issuer believes that another JWT library stands here: for this key it is no audience.
+    "not_enforced_there": errors.WrongAudience,
 }
+#: Of these, what another client address could change.
+_OF_THE_ADDRESS: Final = frozenset((errors.IpNotAllowed,))
+
+
+_At = TypeVar("_At")
 
 
 class Exchanged(NamedTuple):
@@ -73,11 +83,13 @@ class Exchanged(NamedTuple):
     Attributes:
         refusal: makes the error; each request raises one of its own.
         good_until: seconds on a clock that never goes back; what is not good is not remembered.
+        is_of_the_address: it says nothing about any other client address.
     """
 
     token: str | None
     refusal: Callable[[], VerifierError] | None
     good_until: float
+    is_of_the_address: bool = False
 
     def require_token(self) -> str:
         """The token.  Raises the refusal if there is none."""
@@ -115,15 +127,23 @@ class Exchange:
         self._monotonic = monotonic
         self._trust_env = trust_env
         self._remembered: OrderedDict[tuple[bytes, Place], Exchanged] = OrderedDict()
+        # Apart: whoever found a key and has many addresses pushes out no token.
+        self._refused_there: OrderedDict[tuple[bytes, Place, str], Exchanged] = OrderedDict()
         self._renew()
         _EVERY_EXCHANGE.add(self)
 
-    def remembered(self, digest: bytes, place: Place) -> Exchanged | None:
-        """What an earlier exchange brought, while it is good.  Never waits."""
+    def remembered(
+        self, digest: bytes, place: Place, client_address: str | None = None
+    ) -> Exchanged | None:
+        """What an earlier exchange brought for this address, while it is good.  Never waits."""
         found = self._remembered.get((digest, place))
-        if found is None or self._monotonic() >= found.good_until:
-            return None
-        return found
+        if found is not None and self._monotonic() < found.good_until:
+            return found
+        if self._refused_there:
+            found = self._refused_there.get((digest, place, _written(client_address)))
+            if found is not None and self._monotonic() < found.good_until:
+                return found
+        return None
 
     def forget(self, digest: bytes, place: Place, ended: Exchanged) -> None:
         """Exchange anew next time: the token that was kept is good no more."""
@@ -135,23 +155,27 @@ class Exchange:
     def begin(
         self, digest: bytes, place: Place, key: str, client_address: str | None
     ) -> "Future[Exchanged]":
-        """Exchange a key, or join the exchange of the same key that is under way."""
+        """Exchange a key, or join the exchange of the same key that is under way.
+
+        One that is under way for another address is not joined: what it brings may be of no use.
+        """
+        where = _written(client_address)
         with self._lock:
-            under_way = self._under_way.get((digest, place))
-            if under_way is None and (kept := self.remembered(digest, place)) is not None:
+            under_way = self._under_way.get((digest, place, where))
+            if under_way is None and (kept := self.remembered(digest, place, where)) is not None:
                 # It ended between the caller's look and this one.
                 under_way = Future()
                 under_way.set_result(kept)
                 return under_way
             if under_way is None:
                 try:
-                    under_way = self._pool.submit(self._run, digest, place, key, client_address)
+                    under_way = self._pool.submit(self._run, digest, place, key, where)
                 except RuntimeError:
                     # Closed, or out of threads.
                     under_way = Future()
                     under_way.set_result(self._unavailable())
                     return under_way
-                self._under_way[digest, place] = under_way
+                self._under_way[digest, place, where] = under_way
             return under_way
 
     def close(self) -> None:
@@ -159,25 +183,31 @@ class Exchange:
         self._pool.shutdown(wait=True)
         self._client.close()
 
-    def _run(self, digest: bytes, place: Place, key: str, client_address: str | None) -> Exchanged:
+    def _run(self, digest: bytes, place: Place, key: str, where: str) -> Exchanged:
         try:
-            exchanged = self._exchange(place, key, client_address)
+            # It may have waited in line behind the exchange of the same key for another address.
+            if (kept := self.remembered(digest, place, where)) is not None:
+                return kept
+            exchanged = self._exchange(place, key, where)
             if exchanged.good_until > self._monotonic():
-                self._remember((digest, place), exchanged)
+                with self._lock:
+                    if exchanged.is_of_the_address:
+                        _remember(self._refused_there, (digest, place, where), exchanged)
+                    else:
+                        _remember(self._remembered, (digest, place), exchanged)
             return exchanged
         finally:
             with self._lock:
-                self._under_way.pop((digest, place), None)
+                self._under_way.pop((digest, place, where), None)
 
-    def _exchange(self, place: Place, key: str, client_address: str | None) -> Exchanged:
+    def _exchange(self, place: Place, key: str, where: str) -> Exchanged:
         form = {
             "grant_type": GRANT_TYPE,
             "client_secret": self._service_key,
             "subject_token": key,
             "subject_token_type": self._subject_token_type,
             "resource": self._audience,
-            # A name is no address, and the issuer takes nothing else.
-            "client_address": str(address.parse(client_address or "") or "unknown"),
+            "client_address": where,
             "presented_in": place,
         }
         started_at = self._monotonic()
@@ -199,7 +229,12 @@ class Exchange:
         is_of_the_key = told.get("error") in _OF_THE_SUBJECT
         if status != HTTPStatus.BAD_REQUEST or error is None or not is_of_the_key:
             return self._unavailable()
-        return Exchanged(None, partial(error, _sentence(told)), self._monotonic() + NEGATIVE)
+        return Exchanged(
+            None,
+            partial(error, _sentence(told)),
+            self._monotonic() + NEGATIVE,
+            error in _OF_THE_ADDRESS,
+        )
 
     def _post(self, form: Mapping[str, str]) -> tuple[int, int, Mapping[str, object]]:
         """Status, seconds of Retry-After, and body.  Raises when there is no usable answer."""
@@ -211,15 +246,9 @@ class Exchange:
     def _unavailable(self) -> Exchanged:
         return Exchanged(None, partial(errors.IssuerUnavailable, 1), -math.inf)
 
-    def _remember(self, at: tuple[bytes, Place], exchanged: Exchanged) -> None:
-        with self._lock:
-            self._remembered[at] = exchanged
-            if len(self._remembered) > _MOST_REMEMBERED:
-                self._remembered.popitem(last=False)
-
     def _renew(self) -> None:
         self._lock = threading.Lock()
-        self._under_way: dict[tuple[bytes, Place], Future[Exchanged]] = {}
+        self._under_way: dict[tuple[bytes, Place, str], Future[Exchanged]] = {}
         self._pool = ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="coatcheck-exchange")
         self._client = httpx2.Client(
             timeout=FIRST_LOAD_TIMEOUT,
@@ -227,6 +256,17 @@ class Exchange:
             trust_env=self._trust_env,
             headers={"Accept": "application/json", "Accept-Encoding": "identity"},
         )
+
+
+def _remember(remembered: OrderedDict[_At, Exchanged], at: _At, exchanged: Exchanged) -> None:
+    remembered[at] = exchanged
+    if len(remembered) > _MOST_REMEMBERED:
+        remembered.popitem(last=False)
+
+
+def _written(client_address: str | None) -> str:
+    """An address in its one spelling.  A name is none, and the issuer takes nothing else."""
+    return str(address.parse(client_address or "") or "unknown")
 
 
 def _seconds(text: str | None) -> int:

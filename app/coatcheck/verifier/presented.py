@@ -1,5 +1,7 @@
 """Which credential a request carries: the places where one may stand, and its kind by form.
 
+The project that a request names stands beside it, and so does what proxies say of its caller.
+
 Nothing is verified here.  A kind is decided by form alone, and a credential that fails as one
 kind is never tried as another.
 
@@ -7,38 +9,53 @@ Source: RFC 6750 §2.1 (Bearer) and §2.3 (query), RFC 7617 §2 (Basic), RFC 911
 """
 
 import base64
+import re
 from collections.abc import Iterable, Mapping
 from typing import Final, Literal, NamedTuple
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 from coatcheck import apikey
 from coatcheck.token_profile import MAX_TOKEN_BYTES
 from coatcheck.verifier import errors
+from coatcheck.verifier.product import (
+    API_KEY_HEADER,
+    AUTHORIZATION,
+    PROJECT_HEADER,
+    UNTOLD,
+    Product,
+)
 
 Headers = Mapping[str, str] | Iterable[tuple[str, str] | tuple[bytes, bytes]]
+Place = Literal["header", "query"]
 
 #: Base64 makes four characters of three; the rest is for the colon and padding.
 _MAX_BASIC_LENGTH: Final = MAX_TOKEN_BYTES * 4 // 3 + 8
 
-_AUTHORIZATION: Final = "authorization"
-_API_KEY_HEADER: Final = "x-api-key"
-_NAME_LENGTHS: Final = frozenset((len(_AUTHORIZATION), len(_API_KEY_HEADER)))
+_FORWARDED_FOR: Final = "x-forwarded-for"
+_QUERY_PARAMETER: Final = b"api_key"
+
+#: API keys of an older system have whatever form it gave them.
+_FOREIGN: Final = re.compile(r"[\x21-\x7e]{1,512}")
+#: Ids are opaque; these fit into a log, a URL and a header.
+_PROJECT_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Presented(NamedTuple):
     """A credential as it was sent, unverified.
 
     Attributes:
-        is_api_key: by its form; its checksum fits.
+        is_api_key: by its form; its checksum fits, if it is no older system's.
         place: where in the request it was.
+        project_id: the project that the request names; None: it names none.
     """
 
     text: str
     is_api_key: bool
-    place: Literal["header", "query"] = "header"
+    place: Place = "header"
+    project_id: str | None = None
 
 
-def presented(headers: Headers, query: str | bytes = "") -> Presented:
+def presented(headers: Headers, query: str | bytes = "", product: Product = UNTOLD) -> Presented:
     """The one credential that the request carries.
 
     Args:
@@ -47,34 +64,85 @@ def presented(headers: Headers, query: str | bytes = "") -> Presented:
         query: the query string, without its question mark.
 
     Raises:
-        VerifierError: none, several, or one of neither kind.
+        VerifierError: none, several, or one of neither kind; or several projects.
     """
-    credential, place = _credential(headers, query)
+    credential, place, projects = _credential(headers, query, product)
+    project_id = one_project(*projects) if projects else None
     # Two dots are a JWT's, and no API key has one.
     if credential.count(".") == 2:  # noqa: PLR2004
         if place == "query":
             raise errors.TokenInQuery
-        return Presented(credential, is_api_key=False)
+        return Presented(credential, False, "header", project_id)
+    if product.foreign_prefixes and credential.startswith(product.foreign_prefixes):
+        if _FOREIGN.fullmatch(credential) is None:
+            raise errors.TokenMalformed
+        return Presented(credential, True, place, project_id)
     if not apikey.looks_like_one(credential):
         raise errors.TokenMalformed
     try:
         apikey.parse(credential)
     except apikey.MalformedApiKey:
         raise errors.ApiKeyMalformed from None
-    return Presented(credential, is_api_key=True, place=place)
+    return Presented(credential, True, place, project_id)
 
 
-def _credential(headers: Headers, query: str | bytes) -> tuple[str, Literal["header", "query"]]:
+def one_project(*named: str) -> str:
+    """The project that all of these texts name.
+
+    Raises:
+        ProjectRequired: they name several, or one of them is no id.
+    """
+    if len(set(named)) > 1 or _PROJECT_ID.fullmatch(named[0]) is None:
+        raise errors.ProjectRequired(
+            "X-Project-Id does not name one project: send one id, of 1 to 64 letters, digits,"
+            " hyphens and underscores."
+        )
+    return named[0]
+
+
+def forwarded_for(headers: Headers) -> str:
+    """X-Forwarded-For with all its lines, as they came."""
+    return ",".join(
+        _text(value)
+        for name, value in (headers.items() if isinstance(headers, Mapping) else headers)
+        if len(name) == len(_FORWARDED_FOR) and _text(name).lower() == _FORWARDED_FOR
+    )
+
+
+def readable_twice(headers: Headers) -> Headers:
+    """The same headers, also if they came as pairs that can be taken only once."""
+    return headers if isinstance(headers, (list, tuple, Mapping)) else list(headers)
+
+
+def without_api_key(query: bytes) -> bytes:
+    """A query string without any `api_key` parameter; every other byte stays as it is."""
+    return b"&".join(
+        parameter
+        for parameter in query.split(b"&")
+        if unquote_to_bytes(parameter.partition(b"=")[0]) != _QUERY_PARAMETER
+    )
+
+
+def _credential(
+    headers: Headers, query: str | bytes, product: Product
+) -> tuple[str, Place, list[str]]:
+    """The credential, where it was, and the projects that are named."""
     authorizations: list[str] = []
     found: list[str] = []
+    projects: list[str] = []
+    lengths, initials = product.name_lengths, product.initials
     for name, value in headers.items() if isinstance(headers, Mapping) else headers:
-        # The length alone excludes nearly all headers of a request.
-        if len(name) in _NAME_LENGTHS:
+        # Length and initial alone exclude nearly all headers of a request.
+        if len(name) in lengths and name[0] in initials:
             lowered = _text(name).lower()
-            if lowered == _AUTHORIZATION:
+            if lowered == AUTHORIZATION:
                 authorizations.append(_text(value))
-            elif lowered == _API_KEY_HEADER and value:
+            elif not value:
+                continue
+            elif lowered in (API_KEY_HEADER, product.api_key_header):
                 found.append(_text(value))
+            elif lowered == PROJECT_HEADER:
+                projects.append(_text(value))
     if len(authorizations) > 1:
         # RFC 9110 §5.3: not a list, so that it must not be repeated; which one counts differs
         # from one framework to the next.
@@ -87,9 +155,9 @@ def _credential(headers: Headers, query: str | bytes) -> tuple[str, Literal["hea
     if len({*found, *queried}) > 1:
         raise errors.MultipleCredentials
     if found:
-        return found[0], "header"
+        return found[0], "header", projects
     if queried:
-        return queried[0], "query"
+        return queried[0], "query", projects
     raise errors.MissingCredentials
 
 

@@ -7,7 +7,13 @@ from functools import lru_cache
 from typing import Any, Final, Literal
 
 from coatcheck.scope import MalformedScope, Scopes, concrete
-from coatcheck.verifier.errors import InsufficientScope, Protection
+from coatcheck.verifier.errors import (
+    InsufficientScope,
+    ModelNotAllowed,
+    ProjectRequired,
+    Protection,
+    VerifierError,
+)
 
 _NO_SCOPES: Final = Scopes()
 
@@ -19,7 +25,9 @@ class Principal:
     Attributes:
         key_id: public id of the API key behind the credential; opaque.
         org_id: the organization that the API key belongs to; None when the token names none.
-        project_id: the project it is bound to; None when it is not.
+        project_id: the project it is bound to; of one that is not bound, the project that the
+            request names.  That is a choice and no proof: nobody has looked whether the project
+            is of this organization, so filter by `org_id` as well.  None when neither is.
         environment: the environment it belongs to; None when the token names none.
         scopes: what it may do.
         method: which kind of credential came.
@@ -28,6 +36,9 @@ class Principal:
         client_id: the token's `client_id`.
         audience: the name of this resource server that the token was made for.
         claims: all claims of the token; unchangeable, lists are tuples.
+        roles: names of what its HTTP methods were held against; empty when there is no role.
+        models: the models that it may use; None: all.
+        group: its pricing group; None when it has none.
     """
 
     key_id: str
@@ -41,6 +52,9 @@ class Principal:
     client_id: str
     audience: str
     claims: Mapping[str, object] = field(repr=False, hash=False)
+    roles: tuple[str, ...] = ()
+    models: tuple[str, ...] | None = None
+    group: str | None = None
     protection: Protection = field(default=Protection(), repr=False, compare=False)
 
     def allows(self, permission: str, resource: str | None = None) -> bool:
@@ -64,9 +78,30 @@ class Principal:
         """
         if all(self.allows(permission, resource) for permission in permissions):
             return
-        error = InsufficientScope(" ".join(_scope_tokens(permissions, resource)))
+        raise self._refused(InsufficientScope(" ".join(_scope_tokens(permissions, resource))))
+
+    def allows_model(self, name: str) -> bool:
+        """Whether it may use this model."""
+        return self.models is None or name in self.models
+
+    def require_model(self, name: str) -> None:
+        """Do nothing, if it may use this model.  Raises ModelNotAllowed."""
+        if not self.allows_model(name):
+            raise self._refused(ModelNotAllowed())
+
+    def require_project(self) -> str:
+        """The project that the request is about: see `project_id`.
+
+        Raises:
+            ProjectRequired: the credential is bound to none, and the request names none.
+        """
+        if self.project_id is None:
+            raise self._refused(ProjectRequired())
+        return self.project_id
+
+    def _refused(self, error: VerifierError) -> VerifierError:
         error.protection = self.protection
-        raise error
+        return error
 
     # What Starlette and its middleware expect of `request.user`.
 
@@ -111,12 +146,23 @@ class _Verified(Principal):
         this.client_id = claims["client_id"]
         this.audience = audience
         this.claims = claims
+        this.roles = _texts(get("roles")) if "roles" in claims else ()
+        this.models = _texts(get("models")) if "models" in claims else None
+        group = get("group")
+        this.group = group if type(group) is str else None
         this.protection = protection
         this.__class__ = Principal
 
 
 #: Whom verified claims speak for.
 from_claims: Final[Callable[[Mapping[str, Any], int, str, Protection], Principal]] = _Verified
+
+
+def _texts(claim: object) -> tuple[str, ...]:
+    """What a list names.  One that is no list of texts names nothing, so it allows nothing."""
+    if type(claim) is tuple and all(type(text) is str for text in claim):
+        return claim
+    return ()
 
 
 @lru_cache(maxsize=4096)

@@ -12,7 +12,7 @@ Source: RFC 6750 §2 and §3 (bearer tokens), RFC 9728 §2 and §3 (resource met
 import asyncio
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from types import TracebackType
@@ -20,18 +20,21 @@ from typing import Final, Literal, Self
 from urllib.parse import urlsplit
 
 from coatcheck import apikey
+from coatcheck import client_address as addresses
 from coatcheck.durations import FEED_WAIT_MAX, FIRST_LOAD_TIMEOUT, LEEWAY, LEEWAY_MAX
 from coatcheck.feed_profile import MAX_FEED_BYTES
 from coatcheck.restrictions import Situation
 from coatcheck.scope import Scopes
 from coatcheck.token_profile import ALGORITHMS, MAX_TOKEN_BYTES, TYPES, is_audience
-from coatcheck.verifier import changes, check, exchange, http, keyset
+from coatcheck.verifier import changes, check, exchange, http, keyset, product
 from coatcheck.verifier.errors import (
+    ApiKeyMalformed,
     ApiKeyUnknown,
     BadAlgorithm,
     BadSignature,
     InsufficientScope,
     IssuerUnavailable,
+    MissingCredentials,
     Protection,
     StaleFeed,
     TokenExpired,
@@ -42,11 +45,22 @@ from coatcheck.verifier.errors import (
     VerifierError,
     WrongAudience,
     WrongIssuer,
+    WrongProject,
     WrongType,
 )
 from coatcheck.verifier.memo import Memo, Remembered
-from coatcheck.verifier.presented import Headers, Presented, presented
+from coatcheck.verifier.presented import (
+    Headers,
+    Presented,
+    forwarded_for,
+    one_project,
+    presented,
+    readable_twice,
+)
 from coatcheck.verifier.principal import Principal, from_claims
+
+#: Makes a named tuple.  Calling its class runs a Python function first.
+_made: Final = tuple.__new__
 
 #: About 3 KB each.
 REMEMBERED_TOKENS: Final = 10_000
@@ -67,6 +81,11 @@ _NOT_OF_THE_CALLER: Final = (
     WrongType,
 )
 
+#: What a credential in the product's own header, or with a foreign prefix, looks like before the
+#: issuer has told of them.
+_NOT_RECOGNIZED: Final = (MissingCredentials, TokenMalformed, ApiKeyMalformed)
+_NOTHING: Final = Scopes()
+
 _WELL_KNOWN_RESOURCE: Final = "/.well-known/oauth-protected-resource"
 _WELL_KNOWN_KEY_SET: Final = "/.well-known/jwks.json"
 _WELL_KNOWN_COATCHECK: Final = "/.well-known/coatcheck"
@@ -76,7 +95,7 @@ class Verifier:
     """Tells who is calling.  One per process and audience; for threads, event loops and forks.
 
     A setting that is left out comes from the environment: COATCHECK_ISSUER, COATCHECK_AUDIENCE,
-    COATCHECK_ENVIRONMENT, COATCHECK_JWKS_URL, COATCHECK_SERVICE_KEY.
+    COATCHECK_ENVIRONMENT, COATCHECK_JWKS_URL, COATCHECK_SERVICE_KEY, COATCHECK_TRUSTED_PROXIES.
 
     Args:
         issuer: the issuer's URL, exactly as its tokens name it.
@@ -93,6 +112,12 @@ class Verifier:
             within a second; None: follow none, and a token lives until it expires.
         on_stale_feed: what to do when the issuer has not been heard of for 40 seconds: "accept"
             tokens until they expire, or "refuse" them with 503.
+        trusted_proxies: networks whose X-Forwarded-For is believed; none: the caller's address is
+            the one that `authenticate` is told.
+        roles: for each role the HTTP methods that it allows; default: what the issuer's document
+            says, which is read only where a feed is followed.  So are the next two.
+        api_key_header: a header for credentials beside X-API-Key.
+        foreign_prefixes: what API keys of an older system begin with, which have no checksum.
         leeway: seconds by which the clocks may differ, at most 60.
         token_types: accepted `typ` values.  `JWT` is for an audience that the issuer serves with
             plain JWTs; it makes every other JWT of this issuer and audience a token too.
@@ -120,6 +145,10 @@ class Verifier:
         check_api_key: Callable[[str], Principal | None] | None = None,
         feed: Literal["auto"] | None = "auto",
         on_stale_feed: Literal["accept", "refuse"] = "accept",
+        trusted_proxies: str | Sequence[str] | None = None,
+        roles: Mapping[str, Collection[str]] | None = None,
+        api_key_header: str | None = None,
+        foreign_prefixes: Sequence[str] | None = None,
         leeway: float = LEEWAY,
         token_types: Collection[str] = ("at+jwt",),
         algorithms: Collection[str] = ALGORITHMS,
@@ -145,8 +174,15 @@ class Verifier:
         )
         self.resource_metadata_url = _resource_metadata_url(audiences[0])
         self._protection = Protection(_realm(realm, audiences[0]), self.resource_metadata_url)
-        environment = environment or os.environ.get("COATCHECK_ENVIRONMENT") or None
-        self._anywhere = Situation(environment=environment)
+        self._environment = environment or os.environ.get("COATCHECK_ENVIRONMENT") or None
+        self._anywhere = Situation(environment=self._environment)
+        self._trusted_proxies = _networks(trusted_proxies)
+        told = {
+            "roles": roles,
+            "api_key_header": api_key_header,
+            "foreign_prefixes": foreign_prefixes,
+        }
+        settled = product.read({name: part for name, part in told.items() if part is not None})
         self._clock = clock
         self._memo = Memo(REMEMBERED_TOKENS)
         jwks_url = jwks_url or os.environ.get("COATCHECK_JWKS_URL")
@@ -183,9 +219,15 @@ class Verifier:
             None
             if feed is None
             else changes.Changes(
-                issuer, base + _WELL_KNOWN_COATCHECK, fetch, clock=clock, monotonic=monotonic
+                issuer,
+                base + _WELL_KNOWN_COATCHECK,
+                fetch,
+                clock=clock,
+                monotonic=monotonic,
+                settled=settled,
             )
         )
+        self._told = self._changes or product.Fixed(product.Product(**settled))
 
     def authenticate(
         self,
@@ -194,6 +236,8 @@ class Verifier:
         client_address: str | None = None,
         *,
         query: str | bytes = "",
+        method: str | None = None,
+        model: str | None = None,
     ) -> Principal:
         """Who sent a request with these headers.
 
@@ -201,18 +245,34 @@ class Verifier:
             headers: a mapping in any letter case, or pairs of str or bytes.  Pairs are better:
                 only they show a header that was sent twice.
             scopes: what the request needs, all of it: scope-tokens, or one text with blanks.
-            client_address: the caller's address; None: unknown.
+            client_address: the address at the other end of the connection, which is the caller's
+                unless it is a trusted proxy's; None: unknown.
             query: the query string; a token in it is refused.
+            method: the HTTP method; None: unknown, which no role allows.
+            model: the model that the request names; None: none, or `Principal.require_model` will
+                be asked.
 
         Raises:
-            VerifierError: no, several, or unfit credentials, a missing scope, or no key set.
+            VerifierError: no, several, or unfit credentials, a missing scope or another
+                restriction in the way, or no key set.
             MalformedScope: `scopes` is no scope, which is a mistake in the calling code.
         """
         needed = _needed(scopes)
-        situation = self._situation(client_address)
         try:
-            principal = self._identify(presented(headers, query), situation)
-            return _require(principal, needed)
+            if self._trusted_proxies or not self._told.is_told:
+                headers = readable_twice(headers)
+            try:
+                sent = presented(headers, query, self._told.product)
+            except _NOT_RECOGNIZED:
+                if self._told.is_told:
+                    raise
+                self._told.wait_for_product()
+                sent = presented(headers, query, self._told.product)
+            if self._trusted_proxies:
+                client_address = self._behind_proxies(client_address, headers)
+            situation = self._situation(client_address, method, sent.project_id, model)
+            principal = self._identify(sent, situation)
+            return _fitting(principal, needed, sent.project_id, model)
         except VerifierError as error:
             error.protection = self._protection
             raise
@@ -224,29 +284,75 @@ class Verifier:
         client_address: str | None = None,
         *,
         query: str | bytes = "",
+        method: str | None = None,
+        model: str | None = None,
     ) -> Principal:
         """As `authenticate`, without blocking the event loop."""
         needed = _needed(scopes)
-        situation = self._situation(client_address)
         try:
-            principal = await self._identify_async(presented(headers, query), situation)
-            return _require(principal, needed)
+            if self._trusted_proxies or not self._told.is_told:
+                headers = readable_twice(headers)
+            try:
+                sent = presented(headers, query, self._told.product)
+            except _NOT_RECOGNIZED:
+                if self._told.is_told:
+                    raise
+                await asyncio.to_thread(self._told.wait_for_product)
+                sent = presented(headers, query, self._told.product)
+            if self._trusted_proxies:
+                client_address = self._behind_proxies(client_address, headers)
+            situation = self._situation(client_address, method, sent.project_id, model)
+            principal = await self._identify_async(sent, situation)
+            return _fitting(principal, needed, sent.project_id, model)
         except VerifierError as error:
             error.protection = self._protection
             raise
 
-    def verify_jwt(self, token: str) -> Principal:
-        """Who an access token speaks for.  Raises VerifierError as `authenticate`."""
+    def verify_jwt(
+        self,
+        token: str,
+        *,
+        client_address: str | None = None,
+        method: str | None = None,
+        project_id: str | None = None,
+        model: str | None = None,
+    ) -> Principal:
+        """Who an access token speaks for.
+
+        Args:
+            client_address: the caller's own address, as it is; None: unknown.
+            method, model: as for `authenticate`.
+            project_id: the project that the request names; None: it names none.
+
+        Raises:
+            VerifierError: as `authenticate`.
+        """
         try:
-            return self._verify(token, self._anywhere)
+            if project_id is not None:
+                one_project(project_id)
+            situation = self._situation(client_address, method, project_id, model)
+            principal = self._verify(token, situation)
+            return _fitting(principal, _NOTHING, project_id, model)
         except VerifierError as error:
             error.protection = self._protection
             raise
 
-    async def verify_jwt_async(self, token: str) -> Principal:
+    async def verify_jwt_async(
+        self,
+        token: str,
+        *,
+        client_address: str | None = None,
+        method: str | None = None,
+        project_id: str | None = None,
+        model: str | None = None,
+    ) -> Principal:
         """As `verify_jwt`, without blocking the event loop."""
         try:
-            return await self._verify_async(token, self._anywhere)
+            if project_id is not None:
+                one_project(project_id)
+            situation = self._situation(client_address, method, project_id, model)
+            principal = await self._verify_async(token, situation)
+            return _fitting(principal, _NOTHING, project_id, model)
         except VerifierError as error:
             error.protection = self._protection
             raise
@@ -270,6 +376,7 @@ class Verifier:
                 "last_error": of_set.last_error,
             },
             "feed": None if self._changes is None else asdict(self._changes.status()),
+            "roles": sorted(self._told.product.roles),
             "remembered_tokens": len(self._memo),
         }
 
@@ -308,10 +415,25 @@ class Verifier:
         """What challenges of this resource server say, for errors made outside of it."""
         return self._protection
 
-    def _situation(self, client_address: str | None) -> Situation:
-        if client_address is None:
+    def _situation(
+        self,
+        client_address: str | None,
+        method: str | None,
+        project_id: str | None,
+        model: str | None,
+    ) -> Situation:
+        if client_address is None and method is None and project_id is None and model is None:
+            # Without a method it does not matter what roles allow.
             return self._anywhere
-        return Situation(self._anywhere.environment, client_address)
+        roles = self._told.product.roles
+        return _made(
+            Situation, (self._environment, client_address, method, project_id, model, roles)
+        )
+
+    def _behind_proxies(self, peer: str | None, headers: Headers) -> str | None:
+        """The caller's address, where the peer may be a proxy."""
+        address = addresses.client_address(peer, forwarded_for(headers), self._trusted_proxies)
+        return None if address is None else str(address)
 
     def _identify(self, sent: Presented, situation: Situation) -> Principal:
         if not sent.is_api_key:
@@ -321,10 +443,11 @@ class Verifier:
         if self._exchange is None:
             raise TokensOnly
         digest = apikey.digest(sent.text)
-        kept = self._exchange.remembered(digest, sent.place)
+        kept = self._exchange.remembered(digest, sent.place, situation.client_address)
         if kept is not None:
+            token = kept.require_token()
             try:
-                return _by_api_key(self._verify(kept.require_token(), situation))
+                return _by_api_key(self._verify(token, situation))
             except (*_ENDED, *_NOT_OF_THE_CALLER):
                 self._exchange.forget(digest, sent.place, kept)
         under_way = self._exchange.begin(digest, sent.place, sent.text, situation.client_address)
@@ -347,10 +470,11 @@ class Verifier:
         if self._exchange is None:
             raise TokensOnly
         digest = apikey.digest(sent.text)
-        kept = self._exchange.remembered(digest, sent.place)
+        kept = self._exchange.remembered(digest, sent.place, situation.client_address)
         if kept is not None:
+            token = kept.require_token()
             try:
-                return _by_api_key(await self._verify_async(kept.require_token(), situation))
+                return _by_api_key(await self._verify_async(token, situation))
             except (*_ENDED, *_NOT_OF_THE_CALLER):
                 self._exchange.forget(digest, sent.place, kept)
         under_way = self._exchange.begin(digest, sent.place, sent.text, situation.client_address)
@@ -383,7 +507,11 @@ class Verifier:
     def _verify(self, token: str, situation: Situation) -> Principal:
         known = None
         if self._changes is not None:
-            known = self._changes.at_hand or self._changes.wait_for_first()
+            known = self._changes.at_hand
+            if known is None:
+                known = self._changes.wait_for_first()
+                # The document came with it.
+                situation = situation._replace(roles=self._told.product.roles)
         # None that is longer was remembered; looking for it would cost as much as it is long.
         remembered = self._memo.get(token) if len(token) <= MAX_TOKEN_BYTES else None
         principal = remembered and self._again(token, remembered, situation, known)
@@ -402,6 +530,8 @@ class Verifier:
             known = self._changes.at_hand
             if known is None:
                 known = await asyncio.to_thread(self._changes.wait_for_first)
+                # The document came with it.
+                situation = situation._replace(roles=self._told.product.roles)
         # None that is longer was remembered; looking for it would cost as much as it is long.
         remembered = self._memo.get(token) if len(token) <= MAX_TOKEN_BYTES else None
         principal = remembered and self._again(token, remembered, situation, known)
@@ -476,7 +606,21 @@ def _needed(scopes: str | Iterable[str]) -> Scopes:
     return Scopes.parse(scopes) if isinstance(scopes, str) else Scopes.of(scopes)
 
 
-def _require(principal: Principal, needed: Scopes) -> Principal:
+def _fitting(
+    principal: Principal, needed: Scopes, project_id: str | None, model: str | None
+) -> Principal:
+    """The principal for the request at hand: its project, model and scopes.
+
+    Restrictions that stand in `must` were enforced by the check; what is looked at here also
+    holds for tokens of other issuers, and for what the host's own look-up vouches for.
+    """
+    if project_id is not None and principal.project_id != project_id:
+        if principal.project_id is not None:
+            raise WrongProject
+        # Remembered for all requests with the same token, so this request gets one of its own.
+        principal = replace(principal, project_id=project_id)
+    if model is not None:
+        principal.require_model(model)
     if needed.grants and principal.scopes.missing(needed):
         raise InsufficientScope(str(needed))
     return principal
@@ -508,6 +652,19 @@ def _some_of(name: str, given: Collection[str], known: Sequence[str]) -> list[st
     if isinstance(given, str) or not given or not set(given) <= set(known):
         raise ValueError(f"{name}: one or more of {', '.join(known)}, as a tuple")
     return [text.lower() if name == "token_types" else text for text in given]
+
+
+def _networks(given: str | Sequence[str] | None) -> tuple[addresses.Network, ...]:
+    if given is None:
+        given = os.environ.get("COATCHECK_TRUSTED_PROXIES") or ()
+    texts = given.split(",") if isinstance(given, str) else given
+    try:
+        return tuple(addresses.parse_network(text.strip()) for text in texts)
+    except (AttributeError, ValueError):
+        raise ValueError(
+            "trusted_proxies: networks such as 10.0.0.0/8, as a tuple or separated by commas in"
+            " COATCHECK_TRUSTED_PROXIES; an address in them ends where its prefix does"
+        ) from None
 
 
 def _realm(given: str | None, default: str) -> str:

@@ -1077,7 +1077,7 @@ def test_a_raw_key_is_found_wherever_it_may_stand(
     headers: Any, query: str | bytes, place: str
 ) -> None:
     """RFC 6750 §2, RFC 7617 §2: nobody has to change a header; one that is sent twice is one."""
-    assert presented(headers, query) == (API_KEY, True, place)
+    assert presented(headers, query) == (API_KEY, True, place, None)
 
 
 ANOTHER = apikey.make("ck_live")

@@ -491,6 +491,7 @@ def test_status_says_how_far_it_can_be_relied_on(
             "last_error": None,
         },
         "feed": None,
+        "roles": [],
         "remembered_tokens": 1,
     }
 

@@ -333,7 +333,7 @@ WRITTEN: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize(("header", "text"), WRITTEN.values(), ids=WRITTEN)
 def test_nothing_is_taken_off_a_credential_but_the_blanks_before_it(header: str, text: str) -> None:
     """RFC 9110 §11.4: one blank or more.  What follows is the caller's, letter by letter."""
-    assert presented({"Authorization": header}) == (text, False, "header")
+    assert presented({"Authorization": header}) == (text, False, "header", None)
 
 
 @pytest.mark.parametrize("foreign", ["!!!!", "\n\n\n\n", "    ", "-_-_"])
@@ -366,10 +366,15 @@ def test_a_query_holds_an_api_key_or_nothing(query: str, code: str) -> None:
 
 def test_the_name_of_an_api_key_in_a_query_may_be_encoded() -> None:
     """RFC 3986 §2.1: every other reader of the address decodes it."""
-    assert presented({}, f"%61pi_key={API_KEY}") == (API_KEY, True, "query")
-    assert presented({}, f"x=1&api_key={API_KEY}".encode()) == (API_KEY, True, "query")
-    assert presented({"X-API-Key": API_KEY}, f"api_key={API_KEY}") == (API_KEY, True, "header")
-    assert presented({"X-API-Key": API_KEY}, "x=1") == (API_KEY, True, "header")
+    assert presented({}, f"%61pi_key={API_KEY}") == (API_KEY, True, "query", None)
+    assert presented({}, f"x=1&api_key={API_KEY}".encode()) == (API_KEY, True, "query", None)
+    assert presented({"X-API-Key": API_KEY}, f"api_key={API_KEY}") == (
+        API_KEY,
+        True,
+        "header",
+        None,
+    )
+    assert presented({"X-API-Key": API_KEY}, "x=1") == (API_KEY, True, "header", None)
 
 
 NO_PLACE = [

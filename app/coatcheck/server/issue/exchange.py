@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from coatcheck import apikey, token_profile
-from coatcheck.restrictions import RESTRICTIONS, Allowance, Ask, Reason, Refusal
+from coatcheck.restrictions import Ask, Reason, Refusal
+from coatcheck.restrictions.claims import claims_of, must_of
 from coatcheck.scope import MalformedScope, Scopes
 from coatcheck.server.catalog import Audience, Catalog
 from coatcheck.server.issue import decide
@@ -26,6 +27,8 @@ from coatcheck.server.signing import RingKeeper
 from coatcheck.server.store import ApiKeyRecord, Found
 from coatcheck.token_profile import CheckedTerms
 
+#: The kind of an API key that stands in a URL.
+CONNECTOR: Final = "connector"
 #: Outcomes of steps 2 to 4 that each process remembers; about 1 KiB each.
 _MOST_TERMS: Final = 32_768
 
@@ -36,10 +39,12 @@ class Asked(NamedTuple):
     Attributes:
         audiences: every `resource` and `audience` that was sent.
         scope: the scope parameter.
+        client_address: who asks, or for whom a resource server asks; None: unknown.
     """
 
     audiences: tuple[str, ...] = ()
     scope: str | None = None
+    client_address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,9 @@ class Issuer:
             NoSigner: no signing key may sign for this audience.
             StoreUnavailable: the ring could not be read.
         """
+        if record.networks is None and asked.client_address is not None:
+            # The outcome is the same from everywhere, and is remembered as one.
+            asked = asked._replace(client_address=None)
         # 2 to 4
         terms = self._remembered.get((record.digest, asked))
         if terms is None or terms.record is not record:
@@ -122,8 +130,9 @@ class Issuer:
 
         1. The subject is recognized as anywhere.
         2. It is a caller's: an API key of the platform, or for management only, calls no API.
-        3. Only a connector key may have been in a URL, and none exists yet.
-        4. Both belong to one environment, and the audience is the resource server's own.
+        3. A connector key was in a URL, and no other was.
+        4. Both belong to one environment, and the audience is the resource server's own, which
+           the management API is of none.
 
         Raises:
             As `issue`.
@@ -131,16 +140,19 @@ class Issuer:
         # 1
         record = self.recognize(found, apikey.digest(subject.secret), None, now)
         # 2
-        is_for_management_only = set(record.audiences) == {f"{self.url}/v1"}
+        management = self.catalog.management_audience
+        is_for_management_only = set(record.audiences) == {management}
         if record.scopes.has_platform_permission or is_for_management_only:
             raise Refusal(Reason.NOT_A_CALLER)
         # 3
-        if subject.presented_in != "header":
-            raise Refusal(Reason.NOT_IN_QUERY)
+        is_connector, is_in_query = record.kind == CONNECTOR, subject.presented_in == "query"
+        if is_connector != is_in_query:
+            raise Refusal(Reason.ONLY_IN_QUERY if is_connector else Reason.NOT_IN_QUERY)
         # 4
         if record.environment != resource_server.environment:
             raise Refusal(Reason.WRONG_ENVIRONMENT, allowed=record.audiences)
-        if self._audience_id(record, asked) not in resource_server.audiences:
+        audience = self._audience_id(record, asked)
+        if audience not in resource_server.audiences or audience == management:
             raise Refusal(Reason.INVALID_TARGET, allowed=resource_server.audiences)
         return self.issue(record, asked, now=now, as_of=found.as_of)
 
@@ -150,11 +162,20 @@ class Issuer:
         if audience is None:
             raise Refusal(Reason.INVALID_TARGET, allowed=record.audiences)
         # 3
-        ask = Ask(audience.id, audience.environment, _scopes(asked.scope))
-        allowance = decide.decide(record, ask)
+        ask = Ask(
+            audience.id,
+            audience.environment,
+            _scopes(asked.scope),
+            self.catalog.vocabulary(audience.id),
+            asked.client_address,
+        )
+        allowance = decide.decide(record, ask, self.catalog.role(record.role))
+        must = must_of(allowance)
+        if must and not audience.enforces:
+            raise Refusal(Reason.NOT_ENFORCED_THERE, allowed=must)
         # 4
         claims = token_profile.check(
-            self._claims(allowance),
+            claims_of(self.url, allowance),
             lifetime_s=self.token_lifetime_s,
             ends_at=allowance.expires_at,
         )
@@ -173,23 +194,6 @@ class Issuer:
             raise Refusal(Reason.SEVERAL_TARGETS)
         default = self.catalog.default_audiences.get(record.environment, "")
         return wanted.pop() if wanted else default
-
-    def _claims(self, allowance: Allowance) -> dict[str, object]:
-        claims: dict[str, object] = {
-            "iss": self.url,
-            "sub": allowance.api_key_id,
-            "client_id": allowance.api_key_id,
-            "org_id": allowance.organization_id,
-        }
-        must = []
-        for restriction in RESTRICTIONS:
-            carried = restriction.to_claim(allowance)
-            claims.update(carried)
-            if carried and restriction.must:
-                must.append(restriction.name)
-        if must:
-            claims["must"] = must
-        return claims
 
 
 def _as_asked(scope: str | None) -> str | None:

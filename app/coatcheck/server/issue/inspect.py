@@ -8,7 +8,8 @@ Source: RFC 7662 §4 (what a server must check).
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 from coatcheck.restrictions import Situation
 from coatcheck.scope import RESOURCE_SERVER, Grant
@@ -18,6 +19,9 @@ from coatcheck.server.store import ApiKeyRecord
 from coatcheck.token_profile import ALGORITHMS, TYPES
 from coatcheck.verifier import check, keyset
 from coatcheck.verifier.errors import VerifierError
+
+#: Of tokens for audiences of our own.
+_OUR_TYPES: Final = frozenset(("at+jwt",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +48,9 @@ class OwnToken:
     @property
     def subjects(self) -> Sequence[str]:
         """Everything whose narrowing kills this token."""
-        organization_id = str(self.claims["org_id"])
-        return (self.api_key_id, organization_id, self.kid, self.jti, changes.EVERYTHING)
+        of_claims = (self.claims.get(name) for name in ("org_id", "project_id", "group"))
+        wider = (str(subject) for subject in of_claims if subject is not None)
+        return (self.api_key_id, *wider, self.kid, self.jti, changes.EVERYTHING)
 
 
 class OwnTokens:
@@ -65,6 +70,8 @@ class OwnTokens:
     def read(self, token: str, as_of: int, now: int) -> OwnToken | None:
         """The token, if its signature is ours and its time has not run out; else None.
 
+        What restricts its use is for whoever it is used at to enforce, and not looked at.
+
         Args:
             as_of: the head of the change log; says which signing keys count.
             now: seconds since the epoch.
@@ -72,18 +79,36 @@ class OwnTokens:
         Raises:
             StoreUnavailable: the ring could not be read.
         """
+        try:
+            signed = check.check_signed(token, self._expected, self._finder(as_of, now))
+            unrestricted = signed._replace(must=())
+            check.check_use(unrestricted, self._expected, now, Situation())
+        except VerifierError:
+            return None
+        return OwnToken(signed.signing_key.kid, signed.claims)
+
+    def verified(
+        self, token: str, as_of: int, now: int, *, audience: str, situation: Situation
+    ) -> OwnToken:
+        """A token of ours that is used here, at one of our own audiences.
+
+        Raises:
+            VerifierError: the first step of our verifier's check that fails.
+            StoreUnavailable: the ring could not be read.
+        """
+        expected = replace(self._expected, audiences=(audience,), types=_OUR_TYPES)
+        signed = check.check_signed(token, expected, self._finder(as_of, now))
+        check.check_use(signed, expected, now, situation)
+        return OwnToken(signed.signing_key.kid, signed.claims)
+
+    def _finder(self, as_of: int, now: int) -> check.FindSigningKey:
         ring = self._ring.at(as_of)
 
         def find(kid: str) -> check.SigningKey | None:
             own = ring.get(kid)
             return self._published(ring).get(kid) if own and own.is_published(now) else None
 
-        try:
-            signed = check.check_signed(token, self._expected, find)
-            check.check_use(signed, self._expected, now, Situation())
-        except VerifierError:
-            return None
-        return OwnToken(signed.signing_key.kid, signed.claims)
+        return find
 
     def _published(self, ring: Ring) -> Mapping[str, check.SigningKey]:
         """The public halves as any verifier would read them from the key set."""

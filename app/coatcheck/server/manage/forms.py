@@ -6,6 +6,7 @@ Source: RFC 3339 §5.6 (times), Unicode Standard §4.5 (general categories).
 import re
 import unicodedata
 from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Final
 
@@ -13,6 +14,10 @@ from coatcheck.durations import span
 from coatcheck.server.manage.errors import Invalid
 
 MAX_NAME_LENGTH: Final = 100
+#: What is stored for one credit.
+CREDIT: Final = 1_000_000
+#: In millionths: what a float still tells exactly.
+MAX_CREDIT: Final = 1_000_000_000 * CREDIT
 #: The last second that every database and every client can write down.
 LATEST: Final = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp())
 #: Control, format (writing direction, zero width), surrogate, private use, separators of lines.
@@ -36,6 +41,34 @@ def name(text: str) -> str:
             "name", "holds a control or invisible character: write letters and signs only"
         )
     return text
+
+
+def credit(field: str, value: object) -> int:
+    """An amount of credits in millionths.
+
+    Args:
+        value: a number, or one as text; at most six decimals.
+
+    Raises:
+        Invalid: it is none, negative, too fine or too large.
+    """
+    try:
+        millionths = Decimal(str(value)) * CREDIT
+    except InvalidOperation:
+        raise Invalid(field, "is a number of credits, such as 100 or 2.5") from None
+    if not millionths.is_finite() or not 0 <= millionths <= MAX_CREDIT:
+        raise Invalid(field, f"is a number from 0 to {MAX_CREDIT // CREDIT}")
+    if millionths != millionths.to_integral_value():
+        raise Invalid(field, "has at most six decimals")
+    return int(millionths)
+
+
+def credits_told(millionths: int | None) -> int | float | None:
+    """An amount of credits as JSON writes it; None stays None."""
+    if millionths is None:
+        return None
+    whole, rest = divmod(millionths, CREDIT)
+    return millionths / CREDIT if rest else whole
 
 
 def duration(field: str, text: str) -> int:

@@ -6,7 +6,7 @@ from coatcheck import ids
 from coatcheck.server.changes import Actor, Change, What
 from coatcheck.server.manage import forms
 from coatcheck.server.manage.errors import Conflict, NotFound
-from coatcheck.server.store import Store
+from coatcheck.server.store import Transactions
 from coatcheck.server.store.tables import Organization
 
 
@@ -32,7 +32,7 @@ class OrganizationView:
         }
 
 
-def create(store: Store, name: str, actor: Actor, *, now: int) -> OrganizationView:
+def create(store: Transactions, name: str, actor: Actor, *, now: int) -> OrganizationView:
     """A new organization, without API keys.
 
     Raises:
@@ -45,13 +45,15 @@ def create(store: Store, name: str, actor: Actor, *, now: int) -> OrganizationVi
         return _view(row)
 
 
-def list_organizations(store: Store) -> list[OrganizationView]:
+def list_organizations(store: Transactions) -> list[OrganizationView]:
     """Every organization, the oldest first."""
     with store.transaction(read_only=True) as tx:
         return [_view(row) for row in tx.organizations()]
 
 
-def suspend(store: Store, organization_id: str, actor: Actor, *, now: int) -> OrganizationView:
+def suspend(
+    store: Transactions, organization_id: str, actor: Actor, *, now: int
+) -> OrganizationView:
     """Stop every API key of an organization, and every token made from one.
 
     Raises:
@@ -68,7 +70,9 @@ def suspend(store: Store, organization_id: str, actor: Actor, *, now: int) -> Or
         return _view(row)
 
 
-def resume(store: Store, organization_id: str, actor: Actor, *, now: int) -> OrganizationView:
+def resume(
+    store: Transactions, organization_id: str, actor: Actor, *, now: int
+) -> OrganizationView:
     """Undo `suspend` for API keys; tokens that were made before stay dead.
 
     Raises:

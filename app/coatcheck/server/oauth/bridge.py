@@ -14,8 +14,9 @@ from authlib.oauth2.rfc6749.endpoint import Endpoint
 from authlib.oauth2.rfc6749.errors import OAuth2Error, UnsupportedGrantTypeError
 from authlib.oauth2.rfc6749.grants import BaseGrant
 
-from coatcheck.restrictions import Refusal
-from coatcheck.server.issue.exchange import Asked, Issuer, Subject
+from coatcheck.client_address import is_in
+from coatcheck.restrictions import Reason, Refusal
+from coatcheck.server.issue.exchange import CONNECTOR, Asked, Issuer, Subject
 from coatcheck.server.issue.inspect import OwnToken
 from coatcheck.server.issue.mint import Issued
 from coatcheck.server.oauth import errors
@@ -76,7 +77,7 @@ class Bridge(AuthorizationServer):
 
         Raises:
             OAuthError: nothing usable was sent.
-            Refusal: the API key is unknown or may not be used.
+            Refusal: the API key is unknown or may not be used, or not from here, or in a URL only.
         """
         credential = request.http.credential
         if credential.secret is None or credential.digest is None:
@@ -84,25 +85,37 @@ class Bridge(AuthorizationServer):
                 raise errors.from_row(errors.MISSING_CREDENTIAL)
             raise errors.from_row(errors.NO_API_KEY)
         try:
-            return self.issuer.recognize(
+            record = self.issuer.recognize(
                 request.found, credential.digest, credential.client_id, request.http.now
             )
         except Refusal:
             if credential.secret.count(".") == _DOTS_OF_A_JWT:
                 raise errors.from_row(errors.NO_API_KEY) from None
             raise
+        if record.kind == CONNECTOR:
+            raise Refusal(Reason.ONLY_IN_QUERY)
+        if record.networks is not None and not is_in(str(request.http.address), record.networks):
+            raise Refusal(Reason.IP_NOT_ALLOWED)
+        return record
 
     def issue(self, request: BridgeRequest) -> Issued:
         """A token for the authenticated caller of this request.  Raises as `Issuer.issue`."""
-        asked = Asked(request.http.audiences, request.form.get("scope"))
         assert request.client is not None  # noqa: S101 - grants authenticate first
+        address = request.http.address
+        # As text only where somebody looks at it.
+        where = None if request.client.networks is None or address is None else str(address)
+        asked = Asked(request.http.audiences, request.form.get("scope"), where)
         return self.issuer.issue(
             request.client, asked, now=request.http.now, as_of=request.found.as_of
         )
 
     def issue_for(self, request: BridgeRequest, subject: Subject) -> Issued:
         """A token for the caller whose API key this authenticated resource server hands in."""
-        asked = Asked(request.http.audiences, request.form.get("scope"))
+        asked = Asked(
+            request.http.audiences,
+            request.form.get("scope"),
+            request.form["client_address"],
+        )
         assert request.client is not None  # noqa: S101 - grants authenticate first
         issued = self.issuer.issue_for(
             request.client, subject, request.found, asked, now=request.http.now

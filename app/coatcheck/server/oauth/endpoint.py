@@ -49,9 +49,14 @@ _NOTHING = Found(0, {})
 _EXPECTED = (Refusal, OAuthError, StoreUnavailable, NoSigner)
 #: OAuth errors that only somebody hears whose API key was good.
 _AUTHENTICATED = frozenset({"invalid_scope", "invalid_target", "unauthorized_client"})
-#: What is told of an API key beside `invalid_client`: its address guessed too often, or its
-#: organization is suspended.
-_OF_THE_API_KEY = frozenset({"rate_limited", "client_rate_limited", "org_suspended"})
+#: What is told of an API key beside `invalid_client`: its address guessed too often or is not
+#: allowed, it or what it belongs to is stopped, or it may not be used like this.
+_OF_THE_API_KEY = frozenset(
+    {
+        *("rate_limited", "client_rate_limited", "org_suspended", "quota_exceeded"),
+        *("ip_not_allowed", "api_key_disabled", "connector_only_in_query"),
+    }
+)
 #: From this status on it is our own trouble.
 _OURS = 500
 

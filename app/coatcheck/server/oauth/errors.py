@@ -136,6 +136,22 @@ _ROWS: Final[Mapping[Reason, _Row]] = {
         "api_key_disabled",
         "This API key was disabled on {date}. Its owner can enable it again.",
     ),
+    Reason.QUOTA_EXCEEDED: _Row(
+        "unauthorized_client",
+        "quota_exceeded",
+        "This API key reached its credit limit on {date}. Its owner can raise the limit.",
+    ),
+    Reason.PROJECT_ARCHIVED: _Row(
+        "unauthorized_client",
+        "api_key_disabled",
+        "The project of this API key was archived on {date}. Its organization can take it back.",
+    ),
+    Reason.IP_NOT_ALLOWED: _Row(
+        "unauthorized_client",
+        "ip_not_allowed",
+        "This API key may not be used from this address. Its owner can add the address to the"
+        " networks of the API key.",
+    ),
     Reason.ORG_SUSPENDED: _Row(
         "unauthorized_client",
         "org_suspended",
@@ -158,6 +174,18 @@ _ROWS: Final[Mapping[Reason, _Row]] = {
         "invalid_target",
         "This API key is not for that resource. It is for: {names}. Name one as resource.",
     ),
+    Reason.NO_PERMISSION_THERE: _Row(
+        "invalid_target",
+        "invalid_target",
+        "This API key has no permission at that resource. Name one where it has some, or ask its"
+        " owner for a permission.",
+    ),
+    Reason.NOT_ENFORCED_THERE: _Row(
+        "invalid_target",
+        "not_enforced_there",
+        "That resource does not enforce what restricts this API key: {names}. Use an API key"
+        " without it there.",
+    ),
     Reason.SEVERAL_TARGETS: _Row(
         "invalid_target",
         "invalid_target",
@@ -178,6 +206,12 @@ _ROWS: Final[Mapping[Reason, _Row]] = {
         "connector_only_in_query",
         "Only a connector key may stand in a URL, where logs keep it. Send this API key in a header"
         " and rotate it.",
+    ),
+    Reason.ONLY_IN_QUERY: _Row(
+        "unauthorized_client",
+        "connector_only_in_query",
+        "This is a connector key, which is good in the URL of an agent only. Make an ordinary API"
+        " key for anything else.",
     ),
 }
 #: Reasons that say something about the asked resource rather than about the API key.

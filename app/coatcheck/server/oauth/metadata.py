@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from coatcheck.durations import FEED_STALE, FEED_WINDOW, JWKS_MAX_AGE, TOKEN_LIFETIME
+from coatcheck.server.issue.exchange import Issuer
 from coatcheck.server.signing import Ring, RingKeeper
 from coatcheck.server.store import Store, StoreUnavailable
 
@@ -87,30 +88,33 @@ class CoatcheckEndpoint:
 
     def __init__(
         self,
-        issuer: str,
+        issuer: Issuer,
         feed_url: str,
         ring: RingKeeper,
         store: Store,
         clock: Callable[[], float],
     ) -> None:
-        self._issuer = issuer
-        self._feed_url = feed_url
+        catalog = issuer.catalog
+        self._fixed: dict[str, object] = {
+            "issuer": issuer.url,
+            "revocations_endpoint": feed_url,
+            "durations": {
+                "token_lifetime": TOKEN_LIFETIME,
+                "feed_window": FEED_WINDOW,
+                "feed_stale": FEED_STALE,
+            },
+            "roles": {name: sorted(one.role.methods) for name, one in catalog.roles.items()},
+            "resource_types": catalog.resource_shapes(),
+            "api_key_header": catalog.api_key_header,
+            "foreign_prefixes": list(catalog.foreign_prefixes),
+        }
         self._ring = ring
         self._store = store
         self._clock = clock
 
     async def __call__(self, request: Request) -> Response:
         ring = current(self._ring, self._store)
-        document = {
-            "issuer": self._issuer,
-            "revocations_endpoint": self._feed_url,
-            "revocation_keys": ring.key_set(int(self._clock()), "feed"),
-            "durations": {
-                "token_lifetime": TOKEN_LIFETIME,
-                "feed_window": FEED_WINDOW,
-                "feed_stale": FEED_STALE,
-            },
-        }
+        document = self._fixed | {"revocation_keys": ring.key_set(int(self._clock()), "feed")}
         # Not cached for long: a withdrawn feed key has to be missed soon.
         return JSONResponse(document, headers=_HEADERS | {"Cache-Control": "no-cache"})
 

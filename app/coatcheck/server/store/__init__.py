@@ -25,6 +25,7 @@ from coatcheck.server.store.base import (
     StoreMissing,
     StoreUnavailable,
     Taken,
+    Transactions,
 )
 from coatcheck.server.store.sqlite import SqliteStore
 from coatcheck.server.store.transaction import Transaction
@@ -79,5 +80,6 @@ __all__ = [
     "StoreUnavailable",
     "Taken",
     "Transaction",
+    "Transactions",
     "open_store",
 ]

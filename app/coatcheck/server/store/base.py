@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from coatcheck.client_address import Network
 from coatcheck.scope import Scopes
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ class SchemaMismatch(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ApiKeyRecord:
-    """What the store knows of a presented secret: the API key and its organization.
+    """What the store knows of a presented secret: the API key, and all that it belongs to.
 
-    Times are seconds since the epoch; None means never.
+    Times are seconds since the epoch; None means never.  An absent restriction does not restrict.
     """
 
     digest: bytes
@@ -47,6 +48,15 @@ class ApiKeyRecord:
     disabled_at: int | None
     revoked_at: int | None
     organization_suspended_at: int | None
+    disabled_reason: str | None = None
+    kind: str = "standard"
+    project_id: str | None = None
+    project_archived_at: int | None = None
+    networks: tuple[Network, ...] | None = None
+    role: str | None = None
+    models: tuple[str, ...] | None = None
+    group_id: str | None = None
+    group_models: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +126,22 @@ class NarrowedSince(Protocol):
         ...
 
 
-class Store(FindApiKeys, NarrowedSince, Protocol):
+class Transactions(Protocol):
+    """What a use case needs of a store."""
+
+    def transaction(self, *, read_only: bool = False) -> AbstractContextManager[Transaction]:
+        """One write: all of it, or nothing.
+
+        Args:
+            read_only: take no write lock; whoever writes all the same breaks on it.
+
+        Raises:
+            StoreUnavailable: another writer held the database for longer than BUSY_TIMEOUT.
+        """
+        ...
+
+
+class Store(FindApiKeys, NarrowedSince, Transactions, Protocol):
     """A database, with everything the service does to it."""
 
     def exists(self) -> bool:
@@ -138,17 +163,6 @@ class Store(FindApiKeys, NarrowedSince, Protocol):
 
     def check_schema(self) -> None:
         """Raises SchemaMismatch or StoreUnavailable unless the schema is this version's."""
-        ...
-
-    def transaction(self, *, read_only: bool = False) -> AbstractContextManager[Transaction]:
-        """One write: all of it, or nothing.
-
-        Args:
-            read_only: take no write lock; whoever writes all the same breaks on it.
-
-        Raises:
-            StoreUnavailable: another writer held the database for longer than BUSY_TIMEOUT.
-        """
         ...
 
     def head(self) -> int:

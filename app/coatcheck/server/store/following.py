@@ -39,6 +39,10 @@ _log = logging.getLogger(__name__)
 
 #: Records remembered by each process; about 1 KiB each.
 _MOST_RECORDS: Final = 32_768
+#: Changes of what a record is read from: their subjects are in it.
+_ROOMS_OF_RECORDS: Final = frozenset({"api_key", "organization", "project", "group"})
+#: Changes of what no record holds.
+_ROOMS_OF_OTHERS: Final = frozenset({"token", "signing_key", "member", "use", "credit"})
 #: Seconds of the log that the feed may ask for.
 _KEPT: Final = FEED_WINDOW + LEEWAY_MAX
 
@@ -345,7 +349,14 @@ class Follower:
                 outdated = [
                     digest
                     for digest, record in self._records.items()
-                    if record.id in subjects or record.organization_id in subjects
+                    if not subjects.isdisjoint(
+                        (
+                            record.id,
+                            record.organization_id,
+                            record.project_id,
+                            record.group_id,
+                        )
+                    )
                 ]
                 for digest in outdated:
                     del self._records[digest]
@@ -360,14 +371,14 @@ class Follower:
             )
 
 
-def _concerned(rows: Sequence[LogRow]) -> set[str] | None:
-    """Ids of API keys and organizations whose records these rows change; None: it may be any."""
-    subjects = set()
+def _concerned(rows: Sequence[LogRow]) -> set[str | None] | None:
+    """Ids of what is in the records that these rows change; None: it may be any."""
+    subjects: set[str | None] = set()
     for row in rows:
         room = row.what.partition(".")[0]
-        if room in ("api_key", "organization"):
+        if room in _ROOMS_OF_RECORDS:
             subjects.add(row.subject)
-        elif room not in ("token", "signing_key"):
+        elif room not in _ROOMS_OF_OTHERS:
             return None
     return subjects
 

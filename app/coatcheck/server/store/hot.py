@@ -23,6 +23,7 @@ from sqlalchemy import (
 )
 from sqlmodel import col
 
+from coatcheck.client_address import parse_networks
 from coatcheck.scope import Scopes
 from coatcheck.server.store.base import ApiKeyRecord, SigningKeyRecord
 from coatcheck.server.store.tables import (
@@ -30,7 +31,9 @@ from coatcheck.server.store.tables import (
     ApiKeySecret,
     ChangeRow,
     Deployment,
+    Group,
     Organization,
+    Project,
     SigningKey,
 )
 
@@ -104,7 +107,20 @@ def record_from(row: Sequence[Any]) -> ApiKeyRecord:
         disabled_at=row[8],
         revoked_at=row[9],
         organization_suspended_at=row[10],
+        disabled_reason=row[11],
+        kind=row[12],
+        project_id=row[13],
+        project_archived_at=row[14],
+        networks=None if row[15] is None else parse_networks(tuple(row[15].split(" "))),
+        role=row[16],
+        models=_words(row[17]),
+        group_id=row[18],
+        group_models=_words(row[19]),
     )
+
+
+def _words(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(text.split(" "))
 
 
 def signing_key_from(row: Sequence[Any]) -> SigningKeyRecord:
@@ -142,9 +158,20 @@ def _find_api_keys(*before: ColumnElement[Any]) -> Select[*tuple[Any, ...]]:
             col(ApiKey.disabled_at),
             col(ApiKey.revoked_at),
             col(Organization.suspended_at),
+            col(ApiKey.disabled_reason),
+            col(ApiKey.kind),
+            col(ApiKey.project_id),
+            col(Project.archived_at),
+            col(ApiKey.networks),
+            col(ApiKey.role),
+            col(ApiKey.models),
+            col(ApiKey.group_id),
+            col(Group.models),
         )
         .join(ApiKey, col(ApiKey.id) == col(ApiKeySecret.api_key_id))
         .join(Organization, col(Organization.id) == col(ApiKey.organization_id))
+        .outerjoin(Project, col(Project.id) == col(ApiKey.project_id))
+        .outerjoin(Group, col(Group.id) == col(ApiKey.group_id))
         .where(col(ApiKeySecret.digest).in_(_slots("digest", MOST_SECRETS, LargeBinary())))
     )
 

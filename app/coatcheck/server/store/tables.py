@@ -1,12 +1,23 @@
 """The schema: the only place that says what the database holds.
 
 Columns that the token path reads are integers, texts and blobs, so that the raw record and the
-ORM's are the same on every database.  Times are whole seconds since the epoch, UTC.
+ORM's are the same on every database.  Times are whole seconds since the epoch, UTC; credits are
+whole millionths.
 """
 
 from typing import Final
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, LargeBinary, MetaData
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    event,
+    text,
+)
 from sqlmodel import Field, SQLModel
 
 NAMING: Final = {
@@ -37,9 +48,11 @@ class Deployment(SQLModel, table=True):
     log: str
     """Names this change log; a restored backup starts a new one."""
     created_at: int = Field(sa_type=BigInteger)
-    works_with: str = Field(default="0003", sa_column_kwargs={"server_default": "0003"})
+    works_with: str = Field(default="0004", sa_column_kwargs={"server_default": "0003"})
     """The oldest schema whose code may run on this one: nodes of two versions share a database
     while an upgrade goes around."""
+    catalog: str | None = None
+    """Fingerprint of the catalog that the last node started with."""
 
 
 class Organization(SQLModel, table=True):
@@ -52,13 +65,85 @@ class Organization(SQLModel, table=True):
     is_operator: bool = False
     suspended_at: int | None = Field(default=None, sa_type=BigInteger)
     created_at: int = Field(sa_type=BigInteger)
+    bootstrapped_at: int | None = Field(default=None, sa_type=BigInteger)
+    """When its key management was switched on."""
+    recoverable: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    """Whether sealed copies of its secrets are kept."""
+    max_lifetime_s: int | None = Field(default=None, sa_type=BigInteger)
+    credit_limit: int | None = Field(default=None, sa_type=BigInteger)
+    low_credit: int | None = Field(default=None, sa_type=BigInteger)
+    """What is left of the credit when its owners are told."""
+
+
+class Project(SQLModel, table=True):
+    """A part of an organization that API keys may be bound to."""
+
+    __tablename__ = "projects"
+    __table_args__ = (Index(None, "organization_id", "id"),)
+
+    id: str = Field(primary_key=True)
+    organization_id: str = Field(foreign_key="organizations.id")
+    name: str
+    is_default: bool = False
+    created_at: int = Field(sa_type=BigInteger)
+    archived_at: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class Member(SQLModel, table=True):
+    """A person who manages an organization's API keys."""
+
+    __tablename__ = "members"
+    __table_args__ = (Index(None, "organization_id", "id"),)
+
+    id: str = Field(primary_key=True)
+    organization_id: str = Field(foreign_key="organizations.id")
+    name: str
+    email: str
+    role: str
+    created_at: int = Field(sa_type=BigInteger)
+    removed_at: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class Group(SQLModel, table=True):
+    """A pricing group: what its operator sells under one name."""
+
+    __tablename__ = "groups"
+
+    id: str = Field(primary_key=True)
+    name: str
+    price_multiplier: int = Field(sa_type=BigInteger)
+    """In millionths: 1,000,000 is the plain price."""
+    models: str | None = None
+    """Models with one blank between them; None: all."""
+    requests_per_minute: int | None = Field(default=None, sa_type=BigInteger)
+    tokens_per_minute: int | None = Field(default=None, sa_type=BigInteger)
+    created_at: int = Field(sa_type=BigInteger)
+    deleted_at: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class ApiKey(SQLModel, table=True):
-    """An API key, without its secret."""
+    """An API key, without its secret.  Absent means unrestricted."""
 
     __tablename__ = "api_keys"
-    __table_args__ = (Index(None, "organization_id", "id"), _BY_PRIMARY_KEY)
+    __table_args__ = (
+        Index(None, "organization_id", "state", "id"),
+        Index(
+            "ix_api_keys_organization_id_expires_at",
+            "organization_id",
+            "expires_at",
+            sqlite_where=text("expires_at IS NOT NULL"),
+            postgresql_where=text("expires_at IS NOT NULL"),
+        ),
+        Index(
+            "ix_api_keys_member_id_device",
+            "member_id",
+            "device",
+            unique=True,
+            sqlite_where=text("device IS NOT NULL AND state IN ('active', 'disabled')"),
+            postgresql_where=text("device IS NOT NULL AND state IN ('active', 'disabled')"),
+        ),
+        _BY_PRIMARY_KEY,
+    )
 
     id: str = Field(primary_key=True)
     organization_id: str = Field(foreign_key="organizations.id")
@@ -73,10 +158,46 @@ class ApiKey(SQLModel, table=True):
     expires_at: int | None = Field(default=None, sa_type=BigInteger)
     disabled_at: int | None = Field(default=None, sa_type=BigInteger)
     revoked_at: int | None = Field(default=None, sa_type=BigInteger)
+    state: str = Field(default="active", sa_column_kwargs={"server_default": "active"})
+    """`active`, `disabled`, `revoked` or `deleted`: what the times say, for the index."""
+    kind: str = Field(default="standard", sa_column_kwargs={"server_default": "standard"})
+    """`standard`, `device`, `connector` or `member`."""
+    project_id: str | None = None
+    networks: str | None = None
+    """Networks with one blank between them."""
+    role: str | None = None
+    models: str | None = None
+    """Models with one blank between them."""
+    group_id: str | None = None
+    credit_limit: int | None = Field(default=None, sa_type=BigInteger)
+    member_id: str | None = None
+    """Whose it is: a member's own, for management or for a device."""
+    device: str | None = None
+    created_by: str | None = None
+    """Who made it: the id of an API key or a member, or `cli:<user>`."""
+    disabled_reason: str | None = None
+    """`manual`, `quota` or `leak`."""
+    deleted_at: int | None = Field(default=None, sa_type=BigInteger)
+
+
+def state_of(row: ApiKey) -> str:
+    """What an API key's times say, but for its end, which the clock says."""
+    if row.deleted_at is not None:
+        return "deleted"
+    if row.revoked_at is not None:
+        return "revoked"
+    return "active" if row.disabled_at is None else "disabled"
+
+
+@event.listens_for(ApiKey, "before_insert")
+@event.listens_for(ApiKey, "before_update")
+def _keep_state(mapper: object, connection: object, row: ApiKey) -> None:
+    # Here, so that no use case can forget it.
+    row.state = state_of(row)
 
 
 class ApiKeySecret(SQLModel, table=True):
-    """A secret of an API key, by digest only; two of them while a rotation's overlap lasts."""
+    """A secret of an API key, by digest; two of them while a rotation's overlap lasts."""
 
     __tablename__ = "api_key_secrets"
     __table_args__ = _BY_PRIMARY_KEY
@@ -87,10 +208,15 @@ class ApiKeySecret(SQLModel, table=True):
     created_at: int = Field(sa_type=BigInteger)
     expires_at: int | None = Field(default=None, sa_type=BigInteger)
     """The end of the overlap; None for the current secret."""
+    last_used_at: int | None = Field(default=None, sa_type=BigInteger)
+    """Kept for a replaced secret only: whether somebody still uses it."""
+    sealed: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))
+    """The secret itself, sealed under the API key's id, where the policy keeps it."""
+    sealing_key_id: str | None = None
 
 
 class ApiKeyUsage(SQLModel, table=True):
-    """How often an API key was used, up to the last flush."""
+    """How often an API key was used, up to the last flush, and what resource servers reported."""
 
     __tablename__ = "api_key_usage"
     __table_args__ = _BY_PRIMARY_KEY
@@ -100,6 +226,52 @@ class ApiKeyUsage(SQLModel, table=True):
     raw_key_uses: int = Field(sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
     """Those of them that a resource server got because a caller sent it the key itself."""
     last_used_at: int = Field(sa_type=BigInteger)
+    requests: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
+    input_tokens: int = Field(
+        default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"}
+    )
+    output_tokens: int = Field(
+        default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"}
+    )
+    credits: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
+    agent_runs: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
+
+
+class OrganizationUsage(SQLModel, table=True):
+    """What resource servers reported of all API keys of an organization, deleted ones too."""
+
+    __tablename__ = "organization_usage"
+
+    organization_id: str = Field(foreign_key="organizations.id", primary_key=True)
+    requests: int = Field(default=0, sa_type=BigInteger)
+    input_tokens: int = Field(default=0, sa_type=BigInteger)
+    output_tokens: int = Field(default=0, sa_type=BigInteger)
+    credits: int = Field(default=0, sa_type=BigInteger)
+    agent_runs: int = Field(default=0, sa_type=BigInteger)
+    last_used_at: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class UsageReport(SQLModel, table=True):
+    """A report that was counted, so that it is not counted twice."""
+
+    __tablename__ = "usage_reports"
+
+    id: str = Field(primary_key=True)
+    """The resource server's API key and the name it gave to the report."""
+    at: int = Field(sa_type=BigInteger, index=True)
+
+
+class IdempotentRequest(SQLModel, table=True):
+    """A request that must not be done twice, and what was answered, but for the secret."""
+
+    __tablename__ = "idempotent_requests"
+
+    id: str = Field(primary_key=True)
+    """SHA-256 of actor, route and Idempotency-Key."""
+    body_digest: str
+    status: int
+    answer: str
+    at: int = Field(sa_type=BigInteger, index=True)
 
 
 class SigningKey(SQLModel, table=True):
@@ -129,6 +301,7 @@ class ChangeRow(SQLModel, table=True):
     __table_args__ = (
         Index(None, "subject", "seq"),
         Index(None, "narrows", "seq"),
+        Index(None, "organization_id", "seq"),
         {"sqlite_autoincrement": True},
     )
 

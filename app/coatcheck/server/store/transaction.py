@@ -20,6 +20,7 @@ from sqlalchemy import (
     bindparam,
     case,
     column,
+    delete,
     insert,
     text,
     update,
@@ -30,13 +31,18 @@ from sqlmodel import Session, SQLModel, col, func, select
 
 from coatcheck.server.changes import Change
 from coatcheck.server.store.base import Taken
+from coatcheck.server.store.pages import Filter, Position, read_page
 from coatcheck.server.store.tables import (
     ApiKey,
     ApiKeySecret,
     ApiKeyUsage,
     ChangeRow,
     Deployment,
+    Group,
+    IdempotentRequest,
+    Member,
     Organization,
+    Project,
     SigningKey,
 )
 
@@ -105,7 +111,9 @@ _ADD_USAGE: Final[Mapping[str, Callable[[Connection, list[dict[str, Any]]], None
 def _upsert(dialect: Dialect, known: Select[*tuple[Any, ...]]) -> Any:
     """Insert rows of usage or add to them; nothing for an API key that does not exist."""
     usage = SQLModel.metadata.tables[str(ApiKeyUsage.__tablename__)]
-    upsert = _UPSERT[dialect.name](usage).from_select(("api_key_id", *_COUNTS), known)
+    upsert = _UPSERT[dialect.name](usage).from_select(
+        ("api_key_id", *_COUNTS), known, include_defaults=False
+    )
     new = upsert.excluded
     return upsert.on_conflict_do_update(
         index_elements=["api_key_id"],
@@ -208,6 +216,72 @@ class Transaction:
     def organizations(self) -> Sequence[Organization]:
         return self._session.exec(select(Organization).order_by(col(Organization.id))).all()
 
+    # --- projects, members, groups
+
+    def project(self, project_id: str) -> Project | None:
+        return self._session.get(Project, project_id, with_for_update=self._for_change)
+
+    def projects(
+        self, organization_id: str, after: str = "", limit: int = 100
+    ) -> Sequence[Project]:
+        """Projects of an organization, the oldest first, from the one after `after`."""
+        return self._session.exec(
+            select(Project)
+            .where(Project.organization_id == organization_id, col(Project.id) > after)
+            .order_by(col(Project.id))
+            .limit(limit)
+        ).all()
+
+    def member(self, member_id: str) -> Member | None:
+        return self._session.get(Member, member_id, with_for_update=self._for_change)
+
+    def members(self, organization_id: str, after: str = "", limit: int = 100) -> Sequence[Member]:
+        """Members of an organization that were not removed, the oldest first."""
+        return self._session.exec(
+            select(Member)
+            .where(
+                Member.organization_id == organization_id,
+                col(Member.removed_at).is_(None),
+                col(Member.id) > after,
+            )
+            .order_by(col(Member.id))
+            .limit(limit)
+        ).all()
+
+    def group(self, group_id: str) -> Group | None:
+        return self._session.get(Group, group_id, with_for_update=self._for_change)
+
+    def groups(self, after: str = "", limit: int = 100) -> Sequence[Group]:
+        """Groups that were not deleted, the oldest first."""
+        return self._session.exec(
+            select(Group)
+            .where(col(Group.deleted_at).is_(None), col(Group.id) > after)
+            .order_by(col(Group.id))
+            .limit(limit)
+        ).all()
+
+    # --- requests done once
+
+    def idempotent_request(self, request_id: str) -> IdempotentRequest | None:
+        return self._session.get(IdempotentRequest, request_id)
+
+    def add_idempotent_request(self, row: IdempotentRequest) -> None:
+        """Add a request, in the place of one of its name that is too old to count.
+
+        Raises:
+            Taken: the same request was done at this very moment.
+        """
+        try:
+            self._session.merge(row)
+            self._session.flush()
+        except IntegrityError:
+            raise Taken from None
+
+    def forget_idempotent_requests(self, before_at: int) -> None:
+        """Let go of those that were done before a moment."""
+        table = SQLModel.metadata.tables[str(IdempotentRequest.__tablename__)]
+        self._session.connection().execute(delete(table).where(table.c.at < before_at))
+
     # --- API keys
 
     def api_key(self, api_key_id: str) -> ApiKey | None:
@@ -223,6 +297,50 @@ class Transaction:
         if organization_id is not None:
             query = query.where(col(ApiKey.organization_id) == organization_id)
         return self._session.exec(query).all()
+
+    def api_keys_page(
+        self,
+        organization_id: str,
+        wanted: Filter,
+        now: int,
+        after: Position | None,
+        limit: int,
+    ) -> tuple[Sequence[ApiKey], Position | None]:
+        """As `pages.read_page`."""
+        return read_page(self._session, organization_id, wanted, now, after, limit)
+
+    def api_keys_of_member(self, member_id: str) -> Sequence[ApiKey]:
+        """A member's own API keys that are neither revoked nor deleted."""
+        return self._session.exec(
+            select(ApiKey).where(
+                ApiKey.member_id == member_id, col(ApiKey.state).in_(("active", "disabled"))
+            )
+        ).all()
+
+    def credit_given_by(self, api_key_id: str) -> int:
+        """The sum of the credit limits of the API keys that this one has made."""
+        query = select(func.sum(ApiKey.credit_limit)).where(
+            ApiKey.created_by == api_key_id, col(ApiKey.state).in_(("active", "disabled"))
+        )
+        return int(self._session.exec(query).one() or 0)
+
+    def secrets_of(self, api_key_ids: Sequence[str]) -> dict[str, list[ApiKeySecret]]:
+        """The secrets of many API keys, the oldest first."""
+        found: dict[str, list[ApiKeySecret]] = {}
+        for secret in self._session.exec(
+            select(ApiKeySecret)
+            .where(col(ApiKeySecret.api_key_id).in_(api_key_ids))
+            .order_by(col(ApiKeySecret.created_at), col(ApiKeySecret.expires_at).nulls_last())
+        ):
+            found.setdefault(secret.api_key_id, []).append(secret)
+        return found
+
+    def delete_secrets(self, api_key_id: str) -> None:
+        """Forget every secret of an API key: nobody can tell any more that there were some."""
+        self._session.flush()
+        table = SQLModel.metadata.tables[str(ApiKeySecret.__tablename__)]
+        self._session.connection().execute(delete(table).where(table.c.api_key_id == api_key_id))
+        self._session.expire_all()
 
     def secrets(self, api_key_id: str) -> Sequence[ApiKeySecret]:
         """The secrets of an API key, the oldest first."""
@@ -240,7 +358,11 @@ class Transaction:
 
     def disable_api_keys(self, api_key_ids: Sequence[str], at: int) -> None:
         """Disable many at once; what was read of them before is out of date then."""
-        statement = update(ApiKey).where(col(ApiKey.id).in_(api_key_ids)).values(disabled_at=at)
+        statement = (
+            update(ApiKey)
+            .where(col(ApiKey.id).in_(api_key_ids))
+            .values(disabled_at=at, disabled_reason="manual", state="disabled")
+        )
         self._session.connection().execute(statement)
 
     def usage(self, api_key_ids: Sequence[str]) -> dict[str, ApiKeyUsage]:
@@ -309,6 +431,42 @@ class Transaction:
         return self._session.exec(
             select(ChangeRow).where(ChangeRow.subject == subject).order_by(col(ChangeRow.seq))
         ).all()
+
+    def events(
+        self,
+        organization_id: str | None,
+        before: int | None,
+        limit: int,
+        *,
+        subject: str | None = None,
+        what: str | None = None,
+        most_scanned: int = 1000,
+    ) -> tuple[Sequence[ChangeRow], int | None]:
+        """Rows of the change log, the newest first, and where the next page begins.
+
+        Args:
+            organization_id: whose; None: everybody's.
+            before: below this sequence number.
+            what: what the kind of change begins with, as `api_key.`.
+        """
+        seq = col(ChangeRow.seq)
+        walk = select(seq)
+        if subject is not None:
+            walk = walk.where(ChangeRow.subject == subject)
+        elif organization_id is not None:
+            walk = walk.where(ChangeRow.organization_id == organization_id)
+        if before is not None:
+            walk = walk.where(seq < before)
+        scanned = self._session.exec(walk.order_by(seq.desc()).limit(most_scanned)).all()
+        query = select(ChangeRow).where(seq.in_(scanned))
+        if organization_id is not None:
+            query = query.where(ChangeRow.organization_id == organization_id)
+        if what is not None:
+            query = query.where(col(ChangeRow.what).startswith(what, autoescape=True))
+        rows = self._session.exec(query.order_by(seq.desc()).limit(limit)).all()
+        if len(rows) == limit:
+            return rows, rows[-1].seq
+        return rows, scanned[-1] if len(scanned) == most_scanned else None
 
     def changes_after(self, seq: int, limit: int) -> Sequence[ChangeRow]:
         """The rows above a sequence number, in order."""

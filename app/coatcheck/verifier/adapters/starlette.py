@@ -11,15 +11,19 @@
 It fails closed: a path that is not listed as public needs a credential, also one that leads
 nowhere.  A CORSMiddleware belongs outside of it, because a preflight carries no credential.
 
-The client address is the peer of the connection.  Behind a proxy that is the proxy, unless the
-server was told to trust it.
+The client address is the peer of the connection.  Behind a proxy that is the proxy, unless it is
+one of the verifier's `trusted_proxies`.
 
-Source: RFC 6750 §3 (challenges), RFC 9728 §3 (resource metadata), RFC 6455 §7.4.1 (1008).
+An API key in the query is taken out of `scope["query_string"]` before anybody behind this
+middleware, or the server's access log, sees it; the answer is kept out of shared caches.
+
+Source: RFC 6750 §3 (challenges), RFC 9728 §3 (resource metadata), RFC 6455 §4.1 (an opening
+handshake is a GET) and §7.4.1 (1008), RFC 9111 §5.2.2.7 (private).
 """
 
 import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final, ParamSpec
 from urllib.parse import urlsplit
 
@@ -32,6 +36,7 @@ from starlette.websockets import WebSocket
 from coatcheck.scope import Scopes
 from coatcheck.verifier import MissingCredentials, Principal, Verifier, VerifierError
 from coatcheck.verifier.errors import Protection
+from coatcheck.verifier.presented import without_api_key
 
 POLICY_VIOLATION: Final = 1008
 
@@ -39,6 +44,8 @@ POLICY_VIOLATION: Final = 1008
 _ENDINGS: Final = frozenset(
     ("http.response.start", "websocket.http.response.start", "websocket.close")
 )
+#: Messages that carry the headers of an answer.
+_STARTS: Final = frozenset(("http.response.start", "websocket.http.response.start"))
 _PROTECTION: Final = "coatcheck.protection"
 
 P = ParamSpec("P")
@@ -89,7 +96,7 @@ class CoatcheckMiddleware:
             return
         answer = _Answer(scope, receive, send)
         try:
-            await self._authenticate(scope)
+            await self._authenticate(scope, answer)
             await self._app(scope, receive, answer.send)
         except VerifierError as error:
             # Also what the application raised by `request.user.require(…)`.
@@ -106,16 +113,21 @@ class CoatcheckMiddleware:
             and scope["method"] in ("GET", "HEAD")
         )
 
-    async def _authenticate(self, scope: Scope) -> None:
+    async def _authenticate(self, scope: Scope, answer: "_Answer") -> None:
         scope[_PROTECTION] = self._verifier.protection
         if scope["path"] in self._public:
             scope["user"], scope["auth"] = UnauthenticatedUser(), AuthCredentials()
             return
-        peer = scope.get("client")
+        peer, query = scope.get("client"), scope.get("query_string", b"")
+        if query:
+            # Before anything can fail: the refusal is logged, too.
+            scope["query_string"] = without_api_key(query)
+            answer.is_private = scope["query_string"] != query
         principal = await self._verifier.authenticate_async(
             scope["headers"],
             client_address=None if peer is None else peer[0],
-            query=scope.get("query_string", b""),
+            query=query,
+            method=scope.get("method", "GET"),
         )
         scope["user"] = principal
         scope["auth"] = AuthCredentials([str(grant) for grant in principal.scopes])
@@ -197,24 +209,46 @@ def _refusal(connection: HTTPConnection, scopes: tuple[str, ...]) -> VerifierErr
 
 
 class _Answer:
-    """The answer to one request, and whether it has begun."""
+    """The answer to one request.
+
+    Attributes:
+        has_started: it can be no other one any more.
+        is_private: its URL held an API key.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope = scope
         self._receive = receive
         self._send = send
         self.has_started = False
+        self.is_private = False
 
     async def send(self, message: Message) -> None:
         # An accepted WebSocket can still be closed with a code.
         if message["type"] in _ENDINGS:
             self.has_started = True
+        if self.is_private and message["type"] in _STARTS:
+            message = {**message, "headers": _kept_private(message.get("headers", ()))}
         await self._send(message)
 
     async def refuse(self, error: VerifierError) -> None:
         if self._scope["type"] == "websocket":
-            await self._send(
+            await self.send(
                 {"type": "websocket.close", "code": POLICY_VIOLATION, "reason": error.code}
             )
         else:
-            await problem(error)(self._scope, self._receive, self._send)
+            await problem(error)(self._scope, self._receive, self.send)
+
+
+def _kept_private(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer whose URL held an API key.
+
+    No shared cache keeps the answer under that URL, and no page hands the URL on.  Where nothing
+    may be stored at all, it stays so.
+    """
+    kept = [(name, value) for name, value in headers if name.lower() != b"referrer-policy"]
+    cached = [value.lower() for name, value in kept if name.lower() == b"cache-control"]
+    if not any(b"no-store" in value for value in cached):
+        kept = [(name, value) for name, value in kept if name.lower() != b"cache-control"]
+        kept.append((b"cache-control", b"private"))
+    return [*kept, (b"referrer-policy", b"no-referrer")]

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 from coatcheck.server.store.base import SchemaMismatch
 
 #: The step that this version of the code needs; a test holds it equal to Alembic's own head.
-REVISION: Final = "0003"
+REVISION: Final = "0004"
 #: Where a schema that is newer than the code says how old the code may be.
 WORKS_WITH: Final = "SELECT works_with FROM deployment"
 

@@ -3,7 +3,7 @@
 An adapter is registered in ADAPTERS and brings a harness here: how its framework is asked.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,10 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from coatcheck.scope import MalformedScope
+from coatcheck import apikey
+from coatcheck.scope import MalformedScope, Scopes
 from coatcheck.starlette import CoatcheckMiddleware, require_scopes
-from coatcheck.verifier import Verifier
+from coatcheck.verifier import Principal, Verifier
 from coatcheck.verifier.adapters import ADAPTERS
 from support.tokens import AUDIENCE, ISSUER, NOW, SetClock, claims, key_set, signer
 
@@ -337,6 +338,196 @@ def test_the_peer_is_passed_on(bodies: list[bytes], monkeypatch: pytest.MonkeyPa
         starlette_client(verifier).get("/whoami", headers=sent())
 
     assert seen == ["testclient"]
+
+
+# Starlette: what it tells the verifier of the request, and what it keeps from everybody else
+
+
+@pytest.fixture
+def restricting(bodies: list[bytes]) -> Iterator[Verifier]:
+    """One that knows a role, and looks up API keys itself."""
+    with Verifier(
+        ISSUER,
+        AUDIENCE,
+        feed=None,
+        fetch=lambda _: bodies[-1],
+        clock=SetClock(),
+        roles={"viewer": ("GET",), "member": ("GET", "POST")},
+        check_api_key=a_principal,
+    ) as verifier:
+        yield verifier
+
+
+def a_principal(_: str) -> Principal:
+    return Principal(
+        key_id="key_1",
+        org_id="org_1",
+        project_id=None,
+        environment="live",
+        scopes=Scopes.parse("widgets:read"),
+        method="api_key",
+        expires_at=NOW + 600,
+        token_id="",
+        client_id="key_1",
+        audience=AUDIENCE,
+        claims={},
+    )
+
+
+def test_the_method_is_passed_on(restricting: Verifier) -> None:
+    """A role is held against it; the handshake of a WebSocket is a GET, RFC 6455 §4.1."""
+    client = starlette_client(restricting)
+    viewer = sent(must=["role"], roles=["viewer"], scope="chat")
+    poster = sent(must=["role"], roles=["member"])
+
+    assert client.get("/whoami", headers=viewer).status_code == 200
+    assert client.head("/whoami", headers=viewer).status_code == 200
+    refused = client.post("/whoami", headers=viewer)
+    assert (refused.status_code, refused.json()["code"]) == (403, "role_not_allowed")
+    assert client.post("/whoami", headers=poster).status_code == 405
+    with client.websocket_connect("/chat", headers=viewer) as socket:
+        assert socket.receive_text() == claims()["sub"]
+
+
+def test_a_project_is_read_from_its_header(restricting: Verifier) -> None:
+    """And the application finds it in the Principal."""
+
+    async def project(request: Request) -> Response:
+        return JSONResponse({"project": request.user.require_project()})
+
+    client = behind(restricting, project)
+
+    named = client.get("/", headers=sent() | {"X-Project-Id": "prj_1"})
+    assert named.json() == {"project": "prj_1"}
+    missing = client.get("/", headers=sent())
+    assert (missing.status_code, missing.json()["code"]) == (400, "project_required")
+    assert missing.headers["www-authenticate"].startswith(BARE)
+
+
+API_KEY = apikey.make("ck_live")
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def behind(verifier: Verifier, endpoint: Endpoint, *, public: tuple[str, ...] = ()) -> TestClient:
+    """A client of one endpoint behind the middleware."""
+    routes = [Route("/", endpoint, methods=["GET", "POST"])]
+    middleware = [Middleware(CoatcheckMiddleware, verifier, public=public)]
+    return TestClient(Starlette(routes=routes, middleware=middleware))
+
+
+QUERIES = {
+    "alone": (f"api_key={API_KEY}", ""),
+    "between others": (f"a=1&api_key={API_KEY}&b=%20+", "a=1&b=%20+"),
+    "in another spelling": (f"%61pi_key={API_KEY}&a", "a"),
+    "twice": (f"api_key={API_KEY}&api_key={API_KEY}", ""),
+}
+
+
+@pytest.mark.parametrize(("query", "left"), QUERIES.values(), ids=QUERIES)
+def test_an_api_key_in_the_url_is_seen_by_nobody_behind(
+    restricting: Verifier, query: str, left: str
+) -> None:
+    """
+    It would end up in logs, traces and error reports.
+
+    The server's access log reads the very same dict when the answer begins.
+    """
+    seen: list[str] = []
+    servers: list[Any] = []
+
+    async def endpoint(request: Request) -> Response:
+        seen.append(f"{request.url} {request.scope}")
+        return JSONResponse({"query": request.url.query})
+
+    inner = behind(restricting, endpoint).app
+
+    async def server(scope: Any, receive: Any, send: Any) -> None:
+        servers.append(scope)
+        await inner(scope, receive, send)
+
+    answer = TestClient(server).get(f"/?{query}")
+
+    assert answer.json() == {"query": left}
+    (scope,) = (scope for scope in servers if scope["type"] == "http")
+    assert scope["query_string"] == left.encode()
+    assert API_KEY not in f"{seen}{answer.headers}"
+    assert answer.headers["cache-control"] == "private"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+
+
+CACHED = {
+    "nothing said": ({}, "private"),
+    "for everybody": ({"Cache-Control": "public, max-age=600"}, "private"),
+    "for nobody": ({"Cache-Control": "no-store"}, "no-store"),
+    "for nobody and more": ({"cache-control": "max-age=0, No-Store"}, "max-age=0, No-Store"),
+    "a policy of its own": ({"Referrer-Policy": "unsafe-url"}, "private"),
+}
+
+
+@pytest.mark.parametrize(("headers", "kept"), CACHED.values(), ids=CACHED)
+def test_an_answer_under_such_a_url_is_kept_by_no_shared_cache(
+    restricting: Verifier, headers: dict[str, str], kept: str
+) -> None:
+    """RFC 9111 §5.2.2: what the application says may be stricter, never looser."""
+
+    async def endpoint(_: Request) -> Response:
+        return Response(headers=headers)
+
+    client = behind(restricting, endpoint)
+
+    answer = client.get("/", params={"api_key": API_KEY})
+    assert answer.headers.get_list("cache-control") == [kept]
+    assert answer.headers.get_list("referrer-policy") == ["no-referrer"]
+    untouched = client.get("/?a=1", headers={"X-API-Key": API_KEY})
+    for name in ("Cache-Control", "Referrer-Policy"):
+        said = {key.lower(): value for key, value in headers.items()}
+        assert untouched.headers.get(name) == said.get(name.lower())
+
+
+def test_a_refused_request_with_a_key_in_its_url_leaves_no_trace_either(
+    verifier: Verifier,
+) -> None:
+    """It is logged as any other; and such an answer is stored by nobody."""
+    scopes: list[Any] = []
+    inner = starlette_client(verifier).app
+
+    async def server(scope: Any, receive: Any, send: Any) -> None:
+        scopes.append(scope)
+        await inner(scope, receive, send)
+
+    answer = TestClient(server).get("/whoami", params={"api_key": API_KEY, "a": "1"})
+
+    assert (answer.status_code, answer.json()["code"]) == (401, "tokens_only")
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert scopes[-1]["query_string"] == b"a=1"
+    assert API_KEY not in f"{answer.text}{answer.headers}"
+
+
+def test_the_query_of_a_public_path_is_the_applications_own(restricting: Verifier) -> None:
+    """Nothing there is a credential of ours: a parameter of the same name may be one of theirs."""
+
+    async def endpoint(request: Request) -> Response:
+        return JSONResponse({"query": request.url.query})
+
+    answer = behind(restricting, endpoint, public=("/",)).get("/?api_key=theirs&a=1")
+
+    assert answer.json() == {"query": "api_key=theirs&a=1"}
+    assert "referrer-policy" not in answer.headers
+
+
+def test_a_websocket_takes_a_key_in_its_url_as_well(restricting: Verifier) -> None:
+    """Browsers can set no header there."""
+    client = starlette_client(restricting)
+
+    with client.websocket_connect(f"/chat?api_key={API_KEY}") as socket:
+        assert socket.receive_text() == "key_1"
+    with (
+        pytest.raises(WebSocketDisconnect) as closed,
+        client.websocket_connect(f"/chat/narrow?api_key={API_KEY}"),
+    ):
+        pass
+    assert closed.value.code == 1008
 
 
 def test_settings_can_be_passed_by_name() -> None:

@@ -450,6 +450,89 @@ def test_only_what_a_change_concerns_is_forgotten(
     assert store.find_now([DIGEST]) is None
 
 
+#: Changes of what the record of `key_1` is read from, or may be.
+CONCERNING = {
+    "its project": (What.PROJECT_ARCHIVED, "prj_1"),
+    "its project, taken back": (What.PROJECT_RESTORED, "prj_1"),
+    "its group": (What.GROUP_NARROWED, "grp_1"),
+    "its group, widened": (What.GROUP_EDITED, "grp_1"),
+    "itself": (What.API_KEY_NARROWED, "key_1"),
+    "the catalog": (What.CATALOG_CHANGED, "*"),
+}
+#: Changes of what no record holds, and of others of its kind.
+OTHERS = (
+    (What.PROJECT_ARCHIVED, "prj_2"),
+    (What.GROUP_NARROWED, "grp_2"),
+    (What.MEMBER_REMOVED, "mem_1"),
+    (What.USE_FROM_WRONG_ADDRESS, "key_1"),
+    (What.CREDIT_LOW, "org_1"),
+    (What.API_KEY_NARROWED, "key_2"),
+)
+
+
+@pytest.mark.parametrize(("what", "subject"), CONCERNING.values(), ids=CONCERNING)
+def test_a_record_is_forgotten_with_what_it_is_bound_to(
+    store: PostgresStore, other: PostgresStore, what: What, subject: str
+) -> None:
+    """Its project's end and its group's models are read with it; what others do is not."""
+    with other.transaction() as tx:
+        row = tx.api_key("key_1")
+        assert row is not None
+        row.project_id, row.group_id = "prj_1", "grp_1"
+        tx.append([change("key_1", What.API_KEY_NARROWED)])
+    seconds_until(lambda: store.head() == other.head())
+    find(store)
+    with other.transaction() as tx:
+        tx.append(change(one, of) for of, one in OTHERS)
+    seconds_until(lambda: store._follower.head == other.head())
+    assert store.find_now([DIGEST]) is not None
+
+    with other.transaction() as tx:
+        tx.append([change(subject, what)])
+    seconds_until(lambda: store._follower.head == other.head())
+    assert store.find_now([DIGEST]) is None
+
+
+def test_a_deleted_api_key_is_gone_with_the_next_poll(
+    store: PostgresStore, other: PostgresStore
+) -> None:
+    """Its secret is unknown then, as one that never was."""
+    assert find(store).records
+    with other.transaction() as tx:
+        row = tx.api_key("key_1")
+        assert row is not None
+        row.deleted_at = row.revoked_at = NOON
+        tx.delete_secrets("key_1")
+        tx.append([change("key_1", What.API_KEY_DELETED)])
+    seconds_until(lambda: store._follower.head == other.head())
+
+    assert find(store).records == {}
+
+
+def test_nobody_re_seals_while_a_copy_of_a_secret_is_stored(
+    store: PostgresStore, other: PostgresStore
+) -> None:
+    """It would be left behind under the old sealing key; two who store copies do not wait."""
+    order = []
+
+    def re_seal() -> None:
+        with other.transaction() as tx:
+            tx.lock_signing_keys()
+            order.append("re-sealed")
+
+    with store.transaction() as tx:
+        tx.hold_signing_keys()
+        with other.transaction() as beside:
+            beside.hold_signing_keys()
+        thread = threading.Thread(target=re_seal)
+        thread.start()
+        thread.join(0.2)
+        order.append("stored")
+    thread.join()
+
+    assert order == ["stored", "re-sealed"]
+
+
 def test_a_signing_key_of_another_node_is_known_with_its_change(
     store: PostgresStore, other: PostgresStore
 ) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -26,6 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine
 
+from coatcheck.client_address import parse_networks
 from coatcheck.durations import BUSY_TIMEOUT, CHANGE_LEASE
 from coatcheck.scope import Scopes
 from coatcheck.server.changes import Actor, Change, What
@@ -51,7 +53,9 @@ from coatcheck.server.store.tables import (
     ApiKey,
     ApiKeySecret,
     Deployment,
+    Group,
     Organization,
+    Project,
     SigningKey,
 )
 from support.deployment import NOON, TESTER
@@ -137,6 +141,16 @@ def an_api_key(**changes: Any) -> ApiKey:
     return ApiKey(**row | changes)
 
 
+def a_project(**changes: Any) -> Project:
+    same: dict[str, Any] = {"name": "Web", "created_at": NOON}
+    return Project(**same | changes)
+
+
+def a_group(**changes: Any) -> Group:
+    same: dict[str, Any] = {"name": "Gold", "price_multiplier": 1, "created_at": NOON}
+    return Group(**same | changes)
+
+
 def a_secret(digest: bytes, api_key_id: str = "key_1", **changes: Any) -> ApiKeySecret:
     row: dict[str, Any] = {"mask": "...", "created_at": NOON}
     return ApiKeySecret(digest=digest, api_key_id=api_key_id, **row | changes)
@@ -199,11 +213,21 @@ class Rows:
     organization: dict[str, Any]
     api_key: dict[str, Any]
     secret: dict[str, Any]
+    project: dict[str, Any] | None
+    group: dict[str, Any] | None
 
 
+MODELS = st.lists(WORDS, min_size=1, max_size=3).map(" ".join)
 ROWS = st.builds(
     Rows,
-    st.fixed_dictionaries({"name": TEXTS, "is_operator": st.booleans(), "suspended_at": TIMES}),
+    st.fixed_dictionaries(
+        {
+            "name": TEXTS,
+            "is_operator": st.booleans(),
+            "suspended_at": TIMES,
+            "credit_spent_at": TIMES,
+        }
+    ),
     st.fixed_dictionaries(
         {
             "name": TEXTS,
@@ -213,9 +237,19 @@ ROWS = st.builds(
             "expires_at": TIMES,
             "disabled_at": TIMES,
             "revoked_at": TIMES,
+            "kind": WORDS,
+            "disabled_reason": st.none() | WORDS,
+            "networks": st.none() | st.sampled_from(["10.0.0.0/8", "10.1.2.3/32 2001:db8::/32"]),
+            "role": st.none() | WORDS,
+            "models": st.none() | MODELS,
+            # What does not exist binds nothing.
+            "project_id": st.none() | WORDS,
+            "group_id": st.none() | WORDS,
         }
     ),
     st.fixed_dictionaries({"expires_at": TIMES}),
+    st.none() | st.fixed_dictionaries({"archived_at": TIMES}),
+    st.none() | st.fixed_dictionaries({"models": st.none() | MODELS}),
 )
 
 
@@ -228,10 +262,17 @@ def test_the_raw_record_is_the_record_of_the_orm(shared: Store) -> None:
         n = next(_counter)
         org_id, key_id = f"org_raw_{n}", f"key_raw_{n}"
         digest = n.to_bytes(8, "big") + noise
+        api_key = dict(rows.api_key)
         with shared.transaction() as tx:
+            tx.add(an_organization(id=org_id, **rows.organization))
+            if rows.project is not None:
+                api_key["project_id"] = f"prj_raw_{n}"
+                tx.add(a_project(id=f"prj_raw_{n}", organization_id=org_id, **rows.project))
+            if rows.group is not None:
+                api_key["group_id"] = f"grp_raw_{n}"
+                tx.add(a_group(id=f"grp_raw_{n}", **rows.group))
             tx.add(
-                an_organization(id=org_id, **rows.organization),
-                an_api_key(id=key_id, organization_id=org_id, **rows.api_key),
+                an_api_key(id=key_id, organization_id=org_id, **api_key),
                 a_secret(digest, key_id, **rows.secret),
             )
         with shared.transaction(read_only=True) as tx:
@@ -249,6 +290,8 @@ def through_the_orm(
     (secret,) = tx.secrets(api_key_id)
     assert api_key is not None
     assert organization is not None
+    project, group = tx.project(api_key.project_id or ""), tx.group(api_key.group_id or "")
+    networks = api_key.networks
     return ApiKeyRecord(
         digest=digest,
         secret_expires_at=secret.expires_at,
@@ -261,6 +304,16 @@ def through_the_orm(
         disabled_at=api_key.disabled_at,
         revoked_at=api_key.revoked_at,
         organization_suspended_at=organization.suspended_at,
+        organization_spent_at=organization.credit_spent_at,
+        disabled_reason=api_key.disabled_reason,
+        kind=api_key.kind,
+        project_id=api_key.project_id,
+        project_archived_at=None if project is None else project.archived_at,
+        networks=None if networks is None else parse_networks(tuple(networks.split(" "))),
+        role=api_key.role,
+        models=None if api_key.models is None else tuple(api_key.models.split(" ")),
+        group_id=api_key.group_id,
+        group_models=tuple(group.models.split(" ")) if group and group.models else None,
     )
 
 
@@ -690,6 +743,72 @@ def test_a_newer_schema_that_only_added_something_is_worked_with(store: Store) -
         deployment.works_with = "9998"
     with pytest.raises(SchemaMismatch, match="run the newer coatcheck"):
         store.check_schema()
+
+
+#: Rows as the version before wrote them: an API key in each state.
+OF_0003 = """
+INSERT INTO deployment (id, issuer, log, created_at, works_with) VALUES (1, 'urn:i', 'l', 7, '0003')
+INSERT INTO organizations (id, name, is_operator, created_at) VALUES ('org_1', 'Acme', true, 7)
+INSERT INTO api_keys (id, organization_id, name, environment, scopes, audiences, mask, created_at,
+ disabled_at, revoked_at) VALUES
+ ('key_1', 'org_1', 'n', 'live', 'read', 'urn:a', 'm', 7, NULL, NULL),
+ ('key_2', 'org_1', 'n', 'live', 'read', 'urn:a', 'm', 7, 8, NULL),
+ ('key_3', 'org_1', 'n', 'live', 'read', 'urn:a', 'm', 7, NULL, 9),
+ ('key_4', 'org_1', 'n', 'live', 'read', 'urn:a', 'm', 7, 8, 9)
+"""
+
+
+def test_a_database_of_the_version_before_is_brought_along(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its API keys are, they stay; who managed them goes on; and its nodes have to end.
+
+    They would hand out tokens without the restrictions that are kept from now on.
+    """
+    with opened(url) as store:
+        upgrade = command.upgrade
+        with monkeypatch.context() as patch:
+            patch.setattr(command, "upgrade", lambda to, _: upgrade(to, "0003"))
+            store.upgrade(create=True)
+        with store.transaction() as tx:
+            connection = tx._session.connection()
+            for statement in OF_0003.split("\nINSERT")[1:]:
+                connection.exec_driver_sql(f"INSERT{statement}")
+
+        assert store.upgrade() == ("0003", REVISION)
+
+        store.check_schema()
+        with store.transaction(read_only=True) as tx:
+            rows = {row.id: row for row in tx.api_keys("org_1", "", 10)}
+            organization, deployment = tx.organization("org_1"), tx.deployment()
+        told = {one: (row.state, row.disabled_reason, row.kind) for one, row in rows.items()}
+        assert told == {
+            "key_1": ("active", None, "standard"),
+            "key_2": ("disabled", "manual", "standard"),
+            "key_3": ("revoked", None, "standard"),
+            "key_4": ("revoked", "manual", "standard"),
+        }
+        assert organization is not None
+        assert (organization.bootstrapped_at, organization.recoverable) == (7, False)
+        assert deployment is not None
+        assert (deployment.works_with, deployment.catalog) == ("0004", None)
+        with store.transaction() as tx:
+            tx.add(a_secret(DIGEST))
+        assert find(store, DIGEST).records[DIGEST].id == "key_1"
+        monkeypatch.setattr(migrations, "REVISION", "0003")
+        with pytest.raises(SchemaMismatch, match="run the newer coatcheck"):
+            store.check_schema()
+
+
+def test_a_new_deployment_works_with_this_version(store: Store) -> None:
+    """And with none before it, which would not know its restrictions."""
+    with store.transaction() as tx:
+        tx.add(Deployment(issuer="urn:i", log="l", created_at=NOON))
+
+    with store.transaction(read_only=True) as tx:
+        deployment = tx.deployment()
+    assert deployment is not None
+    assert deployment.works_with == REVISION
 
 
 def test_an_older_schema_is_refused_with_the_fix(store: Store) -> None:

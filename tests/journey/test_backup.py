@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,10 @@ from starlette.testclient import TestClient
 
 from coatcheck import apikey, feed_profile
 from coatcheck.server import catalog as catalogs
+from coatcheck.server import catalog_start, sealing, setup, signing
 from coatcheck.server import restore as restoring
-from coatcheck.server import sealing, setup, signing
 from coatcheck.server.app import Service
-from coatcheck.server.changes import Actor, What
+from coatcheck.server.changes import Actor, Change, What
 from coatcheck.server.manage import api_keys, organizations
 from coatcheck.server.manage.api_keys import Created
 from coatcheck.server.manage.errors import Conflict, Invalid, NotFound
@@ -34,7 +34,7 @@ from coatcheck.server.restore import JUMP, Restored
 from coatcheck.server.settings import Settings
 from coatcheck.server.store import Store, StoreUnavailable, open_store
 from coatcheck.server.store.backups import BACKUPS, BackupFailed, backups_of
-from coatcheck.server.store.tables import ChangeRow
+from coatcheck.server.store.tables import ChangeRow, Group, Project
 from coatcheck.verifier.changes import Signed, merge
 from support.deployment import HOUR, ISSUER, NOON, TESTER, Clock, form
 from support.postgres import Server
@@ -69,6 +69,28 @@ class Home:
 
     def revoke(self, made: Created) -> None:
         api_keys.revoke(self.store, made.api_key.id, TESTER, now=NOON + 60)
+
+    def edit(self, made: Created, **changes: Any) -> None:
+        catalog = catalogs.without_file(self.settings)
+        api_keys.edit(
+            self.store,
+            catalog,
+            made.api_key.id,
+            lambda current: replace(current, **changes),
+            TESTER,
+            now=NOON + 60,
+            issuer=ISSUER,
+        )
+
+    def delete(self, made: Created) -> None:
+        catalog = catalogs.without_file(self.settings)
+        api_keys.delete(self.store, catalog, made.api_key.id, TESTER, now=NOON + 60)
+
+    def columns(self, made: Created, *names: str) -> tuple[object, ...]:
+        """What stands in some columns of an API key."""
+        with self.store.transaction(read_only=True) as tx:
+            row = tx.api_key(made.api_key.id)
+            return tuple(getattr(row, name) for name in names)
 
     def status(self, made: Created | str) -> str:
         api_key_id = made if isinstance(made, str) else made.api_key.id
@@ -292,6 +314,159 @@ def test_what_was_ended_since_the_backup_stays_ended(each_home: Home, tmp_path: 
     assert now_is.seq > restored.new_log.seq
 
 
+def test_what_was_narrowed_since_the_backup_is_worth_what_it_is_worth_today(
+    each_home: Home, tmp_path: Path
+) -> None:
+    """Fewer scopes or addresses, an earlier end; and of one widened again, its owner's last word.
+
+    What an API key was bound to since comes along, or it would be bound to nothing.
+    """
+    store = each_home.store
+    narrowed, widened, bound, renamed = (each_home.api_key() for _ in range(4))
+    file = each_home.backup(tmp_path / "backup")
+    with store.transaction() as tx:
+        tx.add(a_project("prj_new", each_home), a_group("grp_new", models="small"))
+    each_home.edit(narrowed, scopes=("read@Site/1",), networks=("10.0.0.0/8",), expires_at=LATER)
+    each_home.edit(widened, scopes=("read@Site/1",), expires_at=LATER)
+    each_home.edit(widened, scopes=("read", "write"), expires_at=LATER + HOUR, credit_limit=7)
+    each_home.edit(bound, project_id="prj_new", group_id="grp_new", models=("small",))
+    each_home.edit(renamed, name="another")
+
+    restored = each_home.restore(file)
+
+    worth = ("scopes", "networks", "expires_at", "credit_limit")
+    assert each_home.columns(narrowed, *worth) == ("read@Site/1", "10.0.0.0/8", LATER, None)
+    assert each_home.columns(widened, *worth) == ("read write", None, LATER + HOUR, 7)
+    assert each_home.columns(bound, "project_id", "group_id", "models", "state") == (
+        *("prj_new", "grp_new", "small", "active"),
+    )
+    assert each_home.columns(renamed, "name", "scopes") == ("key", "read")
+    with store.transaction(read_only=True) as tx:
+        project, group = tx.project("prj_new"), tx.group("grp_new")
+    assert project is not None
+    assert group is not None
+    assert group.models == "small"
+    assert restored.carried_over["api_key.narrowed"] == 3
+
+
+def test_what_was_used_up_since_the_backup_stays_stopped(home: Home, tmp_path: Path) -> None:
+    """A limit below what was used: its owner can raise it, and nobody can simply enable it."""
+    key, file = home.api_key(), home.backup(tmp_path / "backup")
+    home.edit(key, credit_limit=0)
+
+    home.restore(file)
+
+    assert home.columns(key, "state", "disabled_reason") == ("disabled", "quota")
+    with pytest.raises(Conflict, match="credit"):
+        api_keys.enable(home.store, key.api_key.id, TESTER, now=LATER)
+
+
+def test_an_organization_that_was_spent_since_the_backup_stays_so(
+    home: Home, tmp_path: Path
+) -> None:
+    """Unless its limit was raised; by today's limit either way."""
+    spent, raised = (organizations.create(home.store, name, TESTER, now=NOON) for name in "ab")
+    file = home.backup(tmp_path / "backup")
+    with home.store.transaction() as tx:
+        for made, limit, spent_at in ((spent, 5, NOON + 1), (raised, 9, None)):
+            row = tx.organization(made.id)
+            assert row is not None
+            row.credit_limit, row.credit_spent_at = limit, spent_at
+        tx.append(
+            Change(What.ORGANIZATION_SPENT, one.id, TESTER, NOON + 1) for one in (spent, raised)
+        )
+
+    home.restore(file)
+
+    with home.store.transaction(read_only=True) as tx:
+        rows = [tx.organization(one.id) for one in (spent, raised)]
+    found = [row and (row.credit_limit, row.credit_spent_at, row.suspended_at) for row in rows]
+    assert found == [(5, NOON + 1, None), (9, None, None)]
+
+
+def test_what_was_deleted_since_the_backup_stays_deleted(each_home: Home, tmp_path: Path) -> None:
+    """With its secrets: nobody can tell any more that there were some."""
+    key, rotated = each_home.api_key(), each_home.api_key()
+    file = each_home.backup(tmp_path / "backup")
+    successor = api_keys.rotate(
+        each_home.store, rotated.api_key.id, TESTER, overlap_s=60, now=NOON + 1
+    )
+    for one in (key, rotated):
+        each_home.delete(one)
+
+    restored = each_home.restore(file)
+
+    for one in (key, rotated):
+        assert each_home.columns(one, "state", "deleted_at", "revoked_at") == (
+            *("deleted", NOON + 60, NOON + 60),
+        )
+    assert {each_home.owner(one.key) for one in (key, rotated, successor)} == {"nobody"}
+    assert restored.carried_over["api_key.deleted"] == 2
+
+
+def test_projects_and_groups_are_what_they_are_today(each_home: Home, tmp_path: Path) -> None:
+    """Archived stays archived, unless it was taken back; a group sells what it sells now."""
+    store = each_home.store
+    with store.transaction() as tx:
+        tx.add(
+            *(a_project(f"prj_{n}", each_home) for n in range(3)),
+            *(a_group(f"grp_{n}", models="small large") for n in range(2)),
+        )
+    file = each_home.backup(tmp_path / "backup")
+    with store.transaction() as tx:
+        for n in range(2):
+            project = tx.project(f"prj_{n}")
+            assert project is not None
+            project.archived_at = NOON + 1 if n == 0 else None
+        group = tx.group("grp_0")
+        assert group is not None
+        group.models, group.requests_per_minute = "small", 5
+        tx.append(
+            [
+                *(Change(What.PROJECT_ARCHIVED, f"prj_{n}", TESTER, NOON + 1) for n in range(2)),
+                Change(What.PROJECT_RESTORED, "prj_1", TESTER, NOON + 2),
+                Change(What.PROJECT_ARCHIVED, "prj_since", TESTER, NOON + 2),
+                Change(What.GROUP_NARROWED, "grp_0", TESTER, NOON + 3),
+                Change(What.GROUP_NARROWED, "grp_since", TESTER, NOON + 3),
+            ]
+        )
+
+    each_home.restore(file)
+
+    with store.transaction(read_only=True) as tx:
+        projects = [tx.project(f"prj_{n}") for n in range(3)]
+        groups = [tx.group(f"grp_{n}") for n in range(2)]
+    assert [one and one.archived_at for one in projects] == [NOON + 1, None, None]
+    assert [one and (one.models, one.requests_per_minute) for one in groups] == [
+        *(("small", 5), ("small large", None)),
+    ]
+
+
+def test_the_catalog_of_running_services_stays_known(each_home: Home, tmp_path: Path) -> None:
+    """They go on with it; whoever starts with the backup's ends the tokens that they made since."""
+    store = each_home.store
+    before = catalogs.without_file(each_home.settings)
+    after = replace(before, default_audiences={"live": "urn:another"})
+    catalog_start.note(store, before, now=NOON)
+    file = each_home.backup(tmp_path / "backup")
+    assert catalog_start.note(store, after, now=NOON + 1)
+
+    each_home.restore(file)
+
+    assert not catalog_start.note(store, after, now=LATER)
+    assert catalog_start.note(store, before, now=LATER)
+
+
+def a_project(project_id: str, home: Home) -> Project:
+    return Project(
+        id=project_id, organization_id=home.organization_id, name="project", created_at=NOON
+    )
+
+
+def a_group(group_id: str, models: str) -> Group:
+    return Group(id=group_id, name="group", price_multiplier=1, models=models, created_at=NOON)
+
+
 def test_a_restore_starts_a_new_log_and_narrows_everything(each_home: Home, tmp_path: Path) -> None:
     """contract.md: a new name, a jump of 2^32, one `*` entry: every token from before dies.
 
@@ -431,8 +606,9 @@ def test_suspending_all_lets_nothing_live_that_nobody_looked_at(
 ) -> None:
     """Which API keys and signing keys were withdrawn is unknown: none of them goes on."""
     home = each.new()
-    alive, dead = home.api_key(), home.api_key()
+    alive, dead, gone = home.api_key(), home.api_key(), home.api_key()
     home.revoke(dead)
+    home.delete(gone)
     file = home.backup(tmp_path / "backup")
     kids = {one.kid for one in ring_of(home).signing_keys}
     each.lose(home)
@@ -440,6 +616,10 @@ def test_suspending_all_lets_nothing_live_that_nobody_looked_at(
     restored = home.restore(file, suspend_all=True)
 
     assert [home.status(alive), home.status(dead)] == ["disabled", "revoked"]
+    # Its lists read the state, which no listener keeps where many rows change at once.
+    assert home.columns(alive, "state", "disabled_reason") == ("disabled", "manual")
+    assert home.columns(dead, "state") == ("revoked",)
+    assert home.columns(gone, "state") == ("deleted",)
     assert restored.new_log.suspended == 2  # the admin's, too
     assert len(restored.new_log.signing_keys) == len(kids)
     ring = ring_of(home)

@@ -20,11 +20,12 @@ from typer.testing import CliRunner, Result
 
 from coatcheck import apikey
 from coatcheck.cli.commands import app
-from coatcheck.server import sealing
+from coatcheck.scope import ORGANIZATION_PERMISSIONS
+from coatcheck.server import recovery, sealing
+from coatcheck.server.manage.api_keys import sealed_name
 from coatcheck.server.settings import Settings, masked
-from coatcheck.server.setup import ORGANIZATION_PERMISSIONS
 from coatcheck.server.store import migrations, open_store
-from support.deployment import ISSUER, a_deployment
+from support.deployment import HOUR, ISSUER, NOON, TESTER, a_deployment
 from support.secrets import SWEEP
 
 OK, ERROR, USAGE, REFUSED, NOT_FOUND, CONFLICT = 0, 1, 2, 3, 4, 5
@@ -214,6 +215,10 @@ def test_a_dry_run_of_an_upgrade_names_the_steps_and_changes_nothing(tmp_path: P
     assert told["after"] == migrations.REVISION == told["steps"][-1]["revision"]
     assert told["steps"][0]["revision"] == "0002"
     assert all(step["does"] for step in told["steps"])
+    # This one takes the older nodes' right to go on.
+    assert "Stop older nodes" in next(
+        step["does"] for step in told["steps"] if step["revision"] == "0004"
+    )
     assert "nothing was changed" in again.stderr
     assert document(home.run("db", "upgrade", "--json"))["before"] == "0001"
     assert document(home.run("db", "upgrade", "--dry-run", "--json"))["steps"] == []
@@ -261,6 +266,36 @@ def test_the_others_are_revoked_if_it_is_said(home: Home) -> None:
         other: "active",
         made["keyId"]: "active",
     }
+    store = open_store(home.environment["COATCHECK_DATABASE_URL"])
+    with closing(store), store.transaction(read_only=True) as tx:
+        states = [row and row.state for row in map(tx.api_key, (home.admin_id, made["keyId"]))]
+    assert states == ["revoked", "active"]
+
+
+def test_every_admin_key_that_might_work_is_among_the_others(tmp_path: Path) -> None:
+    """Disabled ones, too, however many API keys there are; those that ended are left out."""
+    with a_deployment(tmp_path) as deployment:
+        ended, disabled, works = (
+            deployment.api_key(
+                "org:admin", audiences=(f"{ISSUER}/v1",), expires_at=NOON + HOUR if n == 0 else None
+            )
+            for n in range(3)
+        )
+        for _ in range(3):
+            deployment.api_key("read")
+        deployment.disable(disabled)
+
+        recovered = recovery.recover_admin(
+            deployment.settings,
+            deployment.catalog,
+            deployment.store,
+            TESTER,
+            now=NOON + 2 * HOUR,
+        )
+
+    others = (deployment.initialized.key_id, disabled.api_key.id, works.api_key.id)
+    assert sorted(recovered.others) == sorted(others)
+    assert ended.api_key.id not in recovered.others
 
 
 def test_the_database_alone_recovers_nothing(home: Home) -> None:
@@ -301,6 +336,107 @@ def test_every_setting_is_shown_with_its_origin(tmp_path: Path) -> None:
     assert told["unknown"] == ["COATCHECK_ALGORYTHM"]
     assert "COATCHECK_ALGORYTHM is no setting" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["issuer"]
+    assert told["catalog"] == "none is set: Coatcheck, 2 environments, 1 audience"
+
+
+# --- the catalog
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "catalogs").glob("*.toml"))
+BROKEN = """\
+name = "Acme"
+[[audience]]
+id = "https://gateway.example.com"
+algorithm = "HS256"
+[[permission]]
+name = "read it"
+"""
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    file = tmp_path / "broken.toml"
+    file.write_text(BROKEN, encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_every_example_of_a_catalog_can_be_used(file: Path) -> None:
+    """Named on the command line or by the setting; nothing else is needed for a look at it."""
+    told = document(run("catalog", "check", str(file), "--json"))
+    shown = document(run("catalog", "show", "--json", COATCHECK_CATALOG=str(file)))
+    for_people = run("catalog", "show", str(file))
+
+    assert (told["ok"], told["file"], told["problems"]) == (True, str(file), [])
+    assert told["catalog"]["environments"] == len(shown["environments"])
+    assert shown["name"] in for_people.stdout
+    assert "can be used" in run("catalog", "check", COATCHECK_CATALOG=str(file)).stderr
+
+
+def test_a_catalog_that_cannot_be_used_is_told_line_by_line(broken: Path) -> None:
+    """With where it is and what to write instead; exit 1."""
+    done = run("catalog", "check", str(broken), "--json")
+
+    told = document(done, code=ERROR)
+    assert (told["ok"], told["file"]) == (False, str(broken))
+    assert len(told["problems"]) >= 2
+    for problem in told["problems"]:
+        assert problem.startswith(str(broken))
+        assert problem in done.stderr
+    failed(run("catalog", "show", str(broken)), ERROR, "broken.toml")
+    failed(run("catalog", "check", str(broken)), ERROR, "broken.toml")
+    failed(run("catalog", "check", COATCHECK_ISSUER="x"), ERROR, "COATCHECK_ISSUER")
+
+
+def test_without_a_file_the_catalog_is_the_one_of_everybody() -> None:
+    """Any scope, two environments, and the default audience."""
+    assert document(run("catalog", "check", "--json"))["file"] is None
+    assert document(run("catalog", "show", "--json"))["environments"] == ["live", "test"]
+
+
+def test_with_a_catalog_that_cannot_be_used_nothing_runs(home: Home, broken: Path) -> None:
+    """Not with a guess instead: each command says what is wrong, several workers say it once."""
+    setting = {"COATCHECK_CATALOG": str(broken)}
+    serve = ("serve", "--port", "0", "--workers")
+    for arguments in (("keys", "list"), (*serve, "1"), (*serve, "2"), ("db", "check")):
+        done = home.run(*arguments, **setting)
+        failed(done, ERROR, "broken.toml", "HS256")
+        assert done.stderr.count("HS256") == 1
+    told = document(home.run("config", "check", "--json", **setting), code=ERROR)
+    assert "broken.toml" in told["problems"][0]
+    assert told["catalog"] is None
+    assert [ok for ok, _ in findings(home, **setting)["catalog"]] == [False]
+
+
+def test_doctor_names_the_catalog(home: Home) -> None:
+    """Which file it is, and what came of it."""
+    ((ok, text),) = findings(home, COATCHECK_CATALOG=str(EXAMPLES[0]))["catalog"]
+
+    assert ok
+    assert text.startswith(str(EXAMPLES[0]))
+
+
+# --- signing-keys reseal
+
+
+def test_re_sealing_counts_the_copies_of_secrets(home: Home) -> None:
+    """A file that still opens one of them is not given up."""
+    store = open_store(home.environment["COATCHECK_DATABASE_URL"])
+    keys_dir = home.folder / "keys"
+    (old,) = sealing.load(keys_dir).files
+    with closing(store), store.transaction() as tx:
+        (secret,) = tx.secrets(home.admin_id)
+        secret.sealed, secret.sealing_key_id = b"altered", old.id
+
+    lost = document(home.run("signing-keys", "reseal", "--new", "--json"))
+    with closing(store), store.transaction() as tx:
+        (secret,) = tx.secrets(home.admin_id)
+        name = sealed_name(home.admin_id)
+        secret.sealed = sealing.load(keys_dir).by_id[old.id].seal(b"ck_live_", name)
+    done = document(home.run("signing-keys", "reseal", "--json"))
+
+    assert (lost["secrets"], lost["secretsLeftUnder"], lost["obsolete"]) == (0, [old.id], [])
+    assert (done["secrets"], done["secretsLeftUnder"]) == (1, [])
+    assert done["obsolete"] == [str(old.path)]
 
 
 def test_each_wrong_setting_is_named_with_what_to_write(tmp_path: Path) -> None:

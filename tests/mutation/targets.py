@@ -66,7 +66,7 @@ TARGETS: Final = (
     Target("verifier.check", _near("check", "changes", "verifier")),
     Target(
         "verifier.changes",
-        _near("changes"),
+        _near("changes", "restricted"),
         {
             "Changes._start_thread": _LOCKS,
             "Changes._after_fork": _LOCKS,
@@ -91,11 +91,12 @@ TARGETS: Final = (
         },
     ),
     Target("verifier.memo", _near("verifier")),
-    Target("verifier.presented", _near("verifier", "exchange")),
-    Target("verifier.principal", _near("principal", "verifier")),
+    Target("verifier.presented", _near("verifier", "exchange", "restricted")),
+    Target("verifier.principal", _near("principal", "verifier", "restricted")),
+    Target("verifier.product", _near("restricted")),
     Target(
         "verifier.verifier",
-        _near("verifier", "exchange", "changes"),
+        _near("verifier", "exchange", "changes", "restricted"),
         {
             "Verifier.close": _ENDS,
             "Verifier.__enter__": _ENDS,
@@ -105,6 +106,7 @@ TARGETS: Final = (
     ),
     *_restrictions(),
     Target("base64url", ("tests/unit/test_base64url.py", *_near("check"))),
+    Target("vocabulary", ("tests/unit/test_vocabulary.py",)),
     Target("scope", ("tests/unit/test_scope.py", *_near("scope", "principal"))),
     Target("feed_profile", _near("changes")),
     Target("token_profile", ("tests/unit/test_token_profile.py",)),

@@ -45,6 +45,7 @@ ROOMS: dict[str, str] = {
     "server.inflight": "",
     "server.throttle": WORDS,
     "server.usage": "server.store",
+    "server.alarms": f"{WORDS} server.changes server.store",
     "server.feed": f"{WORDS} server.changes server.signing server.store",
     "server.issue": (
         f"{WORDS} restrictions server.catalog server.changes server.signing server.store"
@@ -60,10 +61,12 @@ ROOMS: dict[str, str] = {
     ),
     "server.inprocess": (
         f"{WORDS} restrictions server.changes server.issue server.logs server.manage"
-        " server.signing server.store verifier.errors verifier.presented"
+        " server.signing server.store verifier.errors verifier.presented verifier.product"
     ),
     "server.pages": "",
-    "server.metrics_page": (f"{WORDS} server.feed server.inflight server.metrics server.signing"),
+    "server.metrics_page": (
+        f"{WORDS} server.feed server.inflight server.metrics server.signing server.store"
+    ),
     "server.listen": "server.inflight server.logs server.metrics",
     # Composition: these know many rooms, and no room knows them.
     "server.setup": (
@@ -105,7 +108,7 @@ FOREIGN: dict[str, str] = {
     "jinja2": "server.pages",
     "markupsafe": "server.pages",
     "yaml": "server.pages",
-    "httpx2": "verifier.http verifier.exchange cli.caller cli.diagnosis",
+    "httpx2": "verifier.http verifier.exchange cli.caller cli.diagnosis cli.target",
     "typer": "cli",
 }
 
@@ -292,7 +295,7 @@ def test_a_proof_is_changed_by_restrictions_only() -> None:
         and any(alias.name == "replace" for alias in node.names)
     }
 
-    may = "restrictions verifier.verifier server.manage server.issue.inspect"
+    may = "restrictions verifier server.manage server.issue.inspect"
     assert all(lies_in(module, may) for module in changers)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from coatcheck.server import catalog as catalogs
-from coatcheck.server import setup
+from coatcheck.server import catalog_file, setup
 from coatcheck.server.app import Service
 from coatcheck.server.catalog import Catalog
 from coatcheck.server.changes import Actor
@@ -106,8 +106,9 @@ def a_deployment(folder: Path, **settings: Any) -> Iterator[Deployment]:
         **settings,
     )
     clock = Clock()
-    catalog = catalogs.without_file(chosen)
-    template, initialized = _template(chosen.issuer)
+    catalog = catalog_file.of(chosen)
+    algorithms = {one.algorithm for one in catalog.audiences.values()} if chosen.catalog else set()
+    template, initialized = _template(chosen.issuer, "EdDSA" in algorithms)
     shutil.copytree(template, folder, dirs_exist_ok=True)
     store = open_store(chosen.database_url)
     try:
@@ -121,12 +122,16 @@ def a_deployment(folder: Path, **settings: Any) -> Iterator[Deployment]:
 
 
 @cache
-def _template(issuer: str) -> tuple[Path, setup.Initialized]:
-    """A folder with a deployment of this issuer: set up once, because RSA keys take their time."""
+def _template(issuer: str, has_eddsa: bool) -> tuple[Path, setup.Initialized]:
+    """A folder with a deployment of this issuer: set up once, because RSA keys take their time.
+
+    A catalog matters to the set-up by the algorithms of its audiences alone.
+    """
     folder = Path(tempfile.mkdtemp(prefix="coatcheck-test-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     settings = Settings(
         issuer=issuer,
+        algorithm="EdDSA" if has_eddsa else "ES256",
         database_url=f"sqlite:///{folder}/coatcheck.db",
         keys_dir=folder / "keys",
     )

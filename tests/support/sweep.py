@@ -9,6 +9,7 @@ With xdist each worker looks at its own, and the controller tells.
 
 import logging
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
@@ -29,6 +30,14 @@ _ABOUT_FILES: Final = (
     "unit/test_sealing.py::",
     "unit/test_secret_sweep.py::",
     "journey/test_command_line.py::test_the_api_key_may_come_from_a_file",
+)
+#: Answers that are there to carry a secret, if they succeed: method and path.
+_SHOW_SECRETS: Final = re.compile(
+    r"POST .*/oauth/token"
+    r"|POST .*/v1/keys(/key_\w+/(rotate|reveal))?"
+    r"|PUT .*/v1/devices/[^/]+/key"
+    r"|POST .*/v1/organizations(/org_\w+/bootstrap)?"
+    r"|POST .*/v1/mcp/connections"
 )
 _MOST_SHOWN: Final = 100
 _OUTPUT_KEY: Final = "secrets"
@@ -78,14 +87,18 @@ def looked_at(
 
     def look(client: object, request: httpx2.Request, **options: Any) -> httpx2.Response:
         response = send(client, request, **options)
-        # One answer is there to carry a secret.
-        is_token = request.url.path.endswith("/oauth/token") and response.is_success
-        if not is_token and not options.get("stream"):
+        if not _may_show_a_secret(request, response) and not options.get("stream"):
             where = f"the answer {response.status_code} to {request.method}"
             sweep.text(where, b"\n".join((str(response.headers).encode(), response.content)))
         return response
 
     return look
+
+
+def _may_show_a_secret(request: httpx2.Request, response: httpx2.Response) -> bool:
+    is_repeated = "idempotency-replayed" in response.headers
+    line = f"{request.method} {request.url.path}"
+    return response.is_success and not is_repeated and bool(_SHOW_SECRETS.fullmatch(line))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -5,12 +5,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
 
 from coatcheck.server import metrics
 from coatcheck.server.metrics import Board, Metrics
+from support.deployment import DAY, ISSUER, MINUTE, NOON, Deployment
 
 Sample = tuple[str, frozenset[tuple[str, str]]]
 
@@ -247,3 +250,61 @@ def test_a_torn_slot_tells_what_it_held_before(service: Service) -> None:
     os.pwrite(service.board._fd, b"\xff" * 100, half + 20)
 
     assert slot.read().counts[(metrics.TOKEN_REQUESTS, "issued", "", "form")] == before
+
+
+# --- how many API keys there are
+
+
+def api_keys_told(operator: TestClient) -> dict[str, float]:
+    """By status, and those that are expiring."""
+    found = read(operator.get("/metrics").text)
+    return {
+        dict(labels).get("status", "expiring"): value
+        for (name, labels), value in found.items()
+        if name in (metrics.API_KEYS, metrics.API_KEYS_EXPIRING)
+    }
+
+
+@pytest.fixture
+def operator(deployment: Deployment) -> Iterator[TestClient]:
+    """Somebody on the machine itself."""
+    with TestClient(deployment.service, base_url=ISSUER, client=("127.0.0.1", 4711)) as client:
+        yield client
+
+
+def test_api_keys_are_counted_by_status_once_a_minute(
+    deployment: Deployment, operator: TestClient
+) -> None:
+    """However often somebody asks: a million of them take a while."""
+    ends = (None, NOON + 14 * DAY, NOON + 14 * DAY + 1, NOON + 1)
+    made = [deployment.api_key(expires_at=expires_at) for expires_at in ends]
+    first = {"active": 5, "disabled": 0, "expired": 0, "revoked": 0, "expiring": 2}
+    assert api_keys_told(operator) == first
+
+    deployment.disable(made[0])
+    deployment.revoke(made[1])
+    deployment.clock.now = NOON + MINUTE - 1
+    assert api_keys_told(operator) == first
+
+    deployment.clock.now = NOON + MINUTE
+    now = {"active": 2, "disabled": 1, "expired": 1, "revoked": 1, "expiring": 1}
+    assert api_keys_told(operator) == now
+
+    # A clock that was set back does not stop the counting.
+    deployment.clock.now = NOON
+    assert api_keys_told(operator) == now | {"active": 3, "expired": 0}
+
+
+def test_what_cannot_be_counted_is_not_told(
+    deployment: Deployment, operator: TestClient, tmp_path: Path
+) -> None:
+    """Everything else is, while the database is away: that is when somebody looks."""
+    assert len(api_keys_told(operator)) == 5
+    (tmp_path / "coatcheck.db").rename(tmp_path / "away.db")
+    deployment.clock.now = NOON + MINUTE
+    assert not api_keys_told(operator)
+    assert operator.get("/metrics").status_code == 200
+
+    (tmp_path / "away.db").rename(tmp_path / "coatcheck.db")
+    deployment.clock.now = NOON + 2 * MINUTE
+    assert len(api_keys_told(operator)) == 5

@@ -246,18 +246,61 @@ def test_a_secret_that_a_command_says_is_found(key: str) -> None:
     assert len(found_by(sweep)) == 3
 
 
-@pytest.mark.parametrize("path", ["/oauth/token", "/docs"])
-@pytest.mark.parametrize("status", [200, 400])
-def test_a_secret_in_an_answer_is_found(key: str, path: str, status: int) -> None:
-    """Only a token request that succeeds is answered with a secret."""
+KEYS = f"/v1/keys/{ID}"
+#: Method and path of a request, and whether it is answered with a secret if it succeeds.
+ANSWERS = {
+    "POST /oauth/token": True,
+    "POST /v1/keys": True,
+    f"POST {KEYS}/rotate": True,
+    f"POST {KEYS}/reveal": True,
+    "PUT /v1/devices/laptop-1/key": True,
+    "POST /v1/organizations": True,
+    "POST /v1/organizations/org_0FvQ2uWwXk3sT1bL9cZp4E/bootstrap": True,
+    "POST /v1/mcp/connections": True,
+    "POST /coat/v1/keys": True,
+    "POST /docs": False,
+    "GET /v1/whoami": False,
+    "GET /v1/keys": False,
+    f"GET {KEYS}": False,
+    f"PATCH {KEYS}": False,
+    f"GET {KEYS}/rotate": False,
+    f"POST {KEYS}/revoke": False,
+    f"POST {KEYS}/end-overlap": False,
+    "POST /v1/keys/search": False,
+    "POST /v1/keys/": False,
+    "GET /v1/devices": False,
+    "DELETE /v1/devices/laptop-1/key": False,
+    "GET /v1/organizations": False,
+    "POST /v1/organizations/org_0FvQ2uWwXk3sT1bL9cZp4E/suspend": False,
+    "GET /v1/mcp/clients": False,
+    "POST /v1/usage": False,
+    "GET /v1/events": False,
+}
+
+
+def answered(key: str, line: str, status: int, headers: dict[str, str]) -> list[str]:
+    """What is found when a request is answered with an API key."""
     sweep = Sweep()
 
     def send(client: object, request: httpx2.Request) -> httpx2.Response:
-        return httpx2.Response(status, text=f"you sent {key}", request=request)
+        text = f"here you are: {key}"
+        return httpx2.Response(status, text=text, headers=headers, request=request)
 
-    looked_at(send, sweep)(None, httpx2.Request("POST", f"https://auth.example.com{path}"))
+    method, path = line.split(" ")
+    looked_at(send, sweep)(None, httpx2.Request(method, f"https://auth.example.com{path}"))
+    return found_by(sweep)
 
-    assert len(found_by(sweep)) == (0 if (path, status) == ("/oauth/token", 200) else 1)
+
+@pytest.mark.parametrize("line", ANSWERS)
+def test_a_secret_in_an_answer_is_found(key: str, line: str) -> None:
+    """Unless it is an answer that is there to show one."""
+    assert len(answered(key, line, 200, {})) == (0 if ANSWERS[line] else 1)
+    assert len(answered(key, line, 400, {})) == 1
+
+
+def test_a_secret_in_an_answer_that_is_repeated_is_found(key: str) -> None:
+    """A secret is shown once, and not to whoever asks for the same again."""
+    assert answered(key, "POST /v1/keys", 201, {"Idempotency-Replayed": "true"})
 
 
 # --- a whole run

@@ -23,6 +23,7 @@ def test_without_any_setting_it_is_a_service_on_loopback() -> None:
     assert settings.issuer == "http://127.0.0.1:8000"
     assert settings.database_url == "sqlite:///coatcheck.db"
     assert settings.keys_dir == Path("keys")
+    assert settings.catalog is None
     assert settings.default_audience == settings.issuer
     assert settings.management_audience == "http://127.0.0.1:8000/v1"
     assert (settings.algorithm, settings.token_type) == ("ES256", "at+jwt")
@@ -67,6 +68,7 @@ GOOD = {
     "database_url": "sqlite:////srv/coatcheck.db",
     "keys_dir": "/srv/keys",
     "audience": "https://api.example.com",
+    "catalog": "/srv/coatcheck.toml",
     "algorithm": "RS256",
     "token_type": "JWT",
     "trusted_proxies": "10.0.0.0/8",
@@ -251,7 +253,7 @@ SECRET = "hunter2-hunter2"
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in NAMES if name not in ("database_url", "keys_dir")]
+    "name", [name for name in NAMES if name not in ("database_url", "keys_dir", "catalog")]
 )
 def test_no_message_repeats_a_value(name: str) -> None:
     """A secret may have been mounted into the wrong variable; the message ends in a log."""

@@ -4,11 +4,13 @@ import threading
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
+from coatcheck import apikey
 from coatcheck.server.manage import api_keys
 from coatcheck.server.store import open_store
 from coatcheck.server.usage import Usage
-from support.deployment import MINUTE, NOON, Deployment
+from support.deployment import HOUR, MINUTE, NOON, Deployment, form
 
 
 def used(deployment: Deployment, api_key_id: str) -> tuple[int, int | None]:
@@ -149,3 +151,66 @@ def test_no_count_is_lost_between_threads(
     usage.flush()
 
     assert used(deployment, key_id) == (20_000, NOON)
+
+
+# --- secrets that a rotation has replaced
+
+
+def secrets_used(deployment: Deployment, api_key_id: str) -> dict[str, int | None]:
+    """When each secret that works was used last, by its mask; of the current one nobody asks."""
+    view = api_keys.show(deployment.store, api_key_id, now=deployment.now)
+    return {secret.mask: secret.last_used_at for secret in view.secrets}
+
+
+def test_who_rotates_sees_whether_the_old_secret_is_still_used(
+    deployment: Deployment, http: TestClient
+) -> None:
+    """Ending the overlap is safe once nobody does; both uses count for the API key."""
+    old = deployment.api_key()
+    usage = deployment.service._usage
+    http.post("/oauth/token", data=form(old.key))
+    new = deployment.rotate(old, overlap_s=HOUR)
+    masks = (old.api_key.mask, new.api_key.mask)
+    usage.flush()
+    assert secrets_used(deployment, old.api_key.id) == dict.fromkeys(masks)
+
+    for minute, key, last in (
+        (1, new.key, None),
+        (2, old.key, NOON + 2 * MINUTE),
+        (3, new.key, NOON + 2 * MINUTE),
+    ):
+        deployment.clock.now = NOON + minute * MINUTE
+        assert http.post("/oauth/token", data=form(key)).status_code == 200
+        usage.flush()
+        assert secrets_used(deployment, old.api_key.id) == {masks[0]: last, masks[1]: None}
+
+    assert used(deployment, old.api_key.id) == (4, NOON + 3 * MINUTE)
+
+
+def test_the_last_use_of_a_replaced_secret_is_kept_and_never_goes_back(
+    deployment: Deployment, usage: Usage, tmp_path: Path
+) -> None:
+    """As the count of its API key; a current secret has none, whoever says so."""
+    old = deployment.api_key()
+    new = deployment.rotate(old, overlap_s=HOUR)
+    late_worker = Usage(open_store(deployment.settings.database_url))
+    path = tmp_path / "coatcheck.db"
+
+    def count(usage: Usage, key: str, now: int) -> None:
+        usage.count(old.api_key.id, now, replaced_digest=apikey.digest(key))
+
+    count(late_worker, old.key, NOON + 1)
+    count(usage, old.key, NOON + 3)
+    count(usage, old.key, NOON + 2)
+    count(usage, new.key, NOON + 3)
+    path.rename(tmp_path / "away.db")
+    usage.flush()
+    (tmp_path / "away.db").rename(path)
+    usage.flush()
+    late_worker.flush()
+
+    assert secrets_used(deployment, old.api_key.id) == {
+        old.api_key.mask: NOON + 3,
+        new.api_key.mask: None,
+    }
+    assert used(deployment, old.api_key.id) == (4, NOON + 3)

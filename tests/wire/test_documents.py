@@ -17,7 +17,10 @@ from starlette.testclient import TestClient
 
 from coatcheck.durations import JWKS_MAX_AGE, PUBLISH_AFTER, PUBLISH_AHEAD
 from coatcheck.server import sealing, signing
+from coatcheck.server.oauth.grants.token_exchange import GRANT_TYPE
 from coatcheck.token_profile import Algorithm
+from coatcheck.verifier import product
+from coatcheck.verifier.changes import read_source
 from support.deployment import (
     AUDIENCE,
     ISSUER,
@@ -454,6 +457,112 @@ def test_without_a_signing_key_the_service_is_not_ready(
     assert checks["database"] == "ok"
     assert checks["signing_key"] != "ok"
     assert http.get(KEY_SET).json() == {"keys": []}
+
+
+# --- what our own verifier reads
+
+COATCHECK = "/.well-known/coatcheck"
+CATALOG = """
+name = "Acme"
+
+[key]
+header = "X-Acme-Key"
+foreign_prefixes = ["sk-old-"]
+
+[[audience]]
+id = "https://api.example.com"
+shared = true
+default = true
+
+[[permission]]
+name = "widgets:read"
+
+[[role]]
+name = "member"
+permission = "write"
+methods = ["POST", "GET"]
+
+[[resource]]
+type = "PLACE"
+segments = [{ name = "kind", values = ["Site"] }, { name = "id" }]
+"""
+
+
+@pytest.fixture
+def of_a_product(tmp_path: Path) -> Iterator[tuple[TestClient, Deployment]]:
+    """A deployment with a catalog."""
+    catalog = tmp_path / "coatcheck.toml"
+    catalog.write_text(CATALOG, encoding="utf-8")
+    with (
+        a_deployment(tmp_path, catalog=catalog, audience=None) as deployment,
+        a_client(deployment) as client,
+    ):
+        yield client, deployment
+
+
+def test_the_product_is_told_to_verifiers(of_a_product: tuple[TestClient, Deployment]) -> None:
+    """Roles, header and prefixes are in the catalog only, and resource servers have none."""
+    http, _ = of_a_product
+    answer = http.get(COATCHECK)
+    told = answer.json()
+
+    assert told["roles"] == {"member": ["GET", "POST"]}
+    assert told["api_key_header"] == "X-Acme-Key"
+    assert told["foreign_prefixes"] == ["sk-old-"]
+    assert told["resource_types"] == [
+        {
+            "type": "PLACE",
+            "segments": [{"name": "kind", "values": ["Site"]}, {"name": "id", "values": None}],
+            "within": [],
+        }
+    ]
+    assert read_source(answer.content, ISSUER).product == {
+        "roles": {"member": frozenset(("GET", "POST"))},
+        "api_key_header": "x-acme-key",
+        "foreign_prefixes": ("sk-old-",),
+    }
+
+
+def test_without_a_catalog_there_is_nothing_to_tell(http: TestClient) -> None:
+    """The members are there all the same, so that whoever looks for them finds out."""
+    answer = http.get(COATCHECK)
+    told = answer.json()
+
+    assert told.keys() == {
+        *("issuer", "revocations_endpoint", "revocation_keys", "durations"),
+        *("roles", "resource_types", "api_key_header", "foreign_prefixes"),
+    }
+    assert (told["roles"], told["resource_types"]) == ({}, [])
+    assert (told["api_key_header"], told["foreign_prefixes"]) == (None, [])
+    assert answer.headers["cache-control"] == "no-cache"
+    assert product.of(**read_source(answer.content, ISSUER).product) == product.UNTOLD
+
+
+def test_an_api_key_of_an_older_system_is_looked_up_by_its_prefix_alone(
+    of_a_product: tuple[TestClient, Deployment],
+) -> None:
+    """It has no checksum of ours; whether it exists is another question."""
+    http, deployment = of_a_product
+    service_key = deployment.api_key("coatcheck:resource-server").key
+
+    def code(subject: str) -> str:
+        answer = http.post(
+            "/oauth/token",
+            data={
+                "grant_type": GRANT_TYPE,
+                "client_secret": service_key,
+                "subject_token": subject,
+                "subject_token_type": f"{ISSUER}/token-types/api-key",
+                "client_address": "203.0.113.7",
+            },
+        )
+        assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
+        told: str = answer.json()["code"]
+        return told
+
+    assert code("sk-old-5f3a9c") == "api_key_unknown"
+    assert code("sk-new-5f3a9c") == "api_key_malformed"
+    assert code("ck_live_sk-old-5f3a9c") == "api_key_malformed"
 
 
 # --- pages for people

@@ -89,6 +89,16 @@ def verify(
     audience: Annotated[
         str | None, typer.Option(help="Whom the token is for; default: COATCHECK_AUDIENCE.")
     ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Where it is used from, for a token that is bound to networks."),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="The HTTP method it is used with, for a token that has a role.")
+    ] = "GET",
+    project: Annotated[
+        str | None, typer.Option(help="The project that the request names in X-Project-Id.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Check a token as a resource server would, or look an API key up in the local database.
@@ -102,7 +112,8 @@ def verify(
     if apikey.looks_like_one(credential):
         _verify_api_key(credential, json)
     else:
-        _verify_token(credential, issuer_url(issuer), audience, json)
+        use = {"client_address": address, "method": method, "project_id": project}
+        _verify_token(credential, issuer_url(issuer), audience, use, json)
 
 
 def issuer_url(issuer: str | None) -> str:
@@ -110,11 +121,13 @@ def issuer_url(issuer: str | None) -> str:
     return (issuer or os.environ.get("COATCHECK_ISSUER") or DEFAULT_ISSUER).rstrip("/")
 
 
-def _verify_token(token: str, issuer: str, audience: str | None, json: bool) -> None:
+def _verify_token(
+    token: str, issuer: str, audience: str | None, use: dict[str, str | None], json: bool
+) -> None:
     audience = audience or os.environ.get("COATCHECK_AUDIENCE") or issuer
     try:
         with Verifier(issuer, audience) as verifier:
-            principal = verifier.verify_jwt(token)
+            principal = verifier.verify_jwt(token, **use)
     except IssuerUnavailable as error:
         output.fail(Exit.UNREACHABLE, error.detail)
     except VerifierError as error:

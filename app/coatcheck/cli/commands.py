@@ -7,10 +7,18 @@ from coatcheck.cli import (
     api_keys,
     backups,
     caller,
+    catalogs,
     configuration,
     deployment,
+    devices,
+    groups,
+    mcp,
+    members,
     organizations,
+    projects,
     signing_keys,
+    target,
+    usage,
 )
 
 app = typer.Typer(
@@ -26,11 +34,20 @@ app.command("serve")(deployment.serve)
 app.command("token")(caller.token)
 app.command("verify")(caller.verify)
 app.command("doctor")(deployment.doctor)
+target.command(app, "whoami")(usage.whoami)
 app.add_typer(organizations.app, name="orgs")
+app.add_typer(projects.app, name="projects")
+app.add_typer(members.app, name="members")
+app.add_typer(groups.app, name="groups")
 app.add_typer(api_keys.app, name="keys")
+app.add_typer(devices.app, name="devices")
+app.add_typer(usage.usage, name="usage")
+app.add_typer(usage.events, name="events")
+app.add_typer(mcp.app, name="mcp")
 app.add_typer(signing_keys.app, name="signing-keys")
 app.add_typer(deployment.db, name="db")
 app.add_typer(configuration.app, name="config")
+app.add_typer(catalogs.app, name="catalog")
 app.add_typer(admin.app, name="admin")
 deployment.db.command("backup")(backups.backup)
 deployment.db.command("restore")(backups.restore)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import httpx2
 
+from coatcheck.cli import catalogs
 from coatcheck.cli.caller import TIMEOUT, issuer_url
 from coatcheck.durations import CLOCK_DRIFT_MAX, Publication
 
@@ -49,7 +50,7 @@ def run(issuer: str | None) -> list[Finding]:
 
 
 def _local() -> "tuple[list[Finding], Ring | None]":
-    from coatcheck.server import app, catalog, sealing, setup
+    from coatcheck.server import app, catalog_file, sealing, setup
     from coatcheck.server.settings import BadSettings, Settings, unknown_settings
     from coatcheck.server.signing import RingKeeper, first_lines, sealing_keys_in_use
     from coatcheck.server.store import SchemaMismatch, StoreUnavailable, open_store
@@ -63,6 +64,9 @@ def _local() -> "tuple[list[Finding], Ring | None]":
         settings = Settings.load(os.environ)
         store = open_store(settings.database_url)
         findings.append(Finding(step, True, f"issuer {settings.issuer}"))
+        step = "catalog"
+        catalog = catalog_file.of(settings)
+        findings.append(Finding(step, True, catalogs.summary(settings, catalog)))
         step = "database"
         setup.require_deployment(settings, store)
         findings.append(Finding(step, True, "initialized, for this issuer"))
@@ -83,13 +87,12 @@ def _local() -> "tuple[list[Finding], Ring | None]":
         findings.append(Finding(step, True, "opens every signing key"))
         step = "signing keys"
         now = int(app.clock_of(settings)())
-        catalogue = catalog.without_file(settings)
-        text = app.readiness(store, keeper, catalogue, now)["signing_key"]
+        text = app.readiness(store, keeper, catalog, now)["signing_key"]
         signing = " ".join(key.kid for key in ring.signing_keys if key.signs(now))
         findings.append(Finding(step, text == "ok", signing if text == "ok" else text))
         findings += _idle_sealing_keys(sealing_keys, sealing_keys_in_use(store))
         step = "rotation"
-        lines = first_lines({one.algorithm for one in catalogue.audiences.values()})
+        lines = first_lines({one.algorithm for one in catalog.audiences.values()})
         findings += _overdue(ring, lines, settings.rotate_every, settings.publication, now)
         store.close()
     except (

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from coatcheck.cli.output import Exit, fail, say
-from coatcheck.server import catalog as catalogs
-from coatcheck.server import sealing, setup, signing
+from coatcheck.server import catalog_file, sealing, setup, signing
 from coatcheck.server.catalog import Catalog
 from coatcheck.server.changes import Actor
 from coatcheck.server.manage.errors import Conflict, Invalid, NotFound
@@ -51,7 +50,7 @@ def deployment(*, initialized: bool = True) -> Iterator[Local]:
             if initialized:
                 setup.require_deployment(settings, store)
             actor = Actor(f"cli:{_user()}")
-            yield Local(settings, catalogs.without_file(settings), store, actor)
+            yield Local(settings, catalog_file.of(settings), store, actor)
         finally:
             store.close()
 

@@ -1,10 +1,14 @@
 """How commands speak: one JSON document on stdout, talk on stderr, exit codes that mean something.
 
-A command's result goes to stdout and nothing else does, so that it can be piped.
+A command's result goes to stdout and nothing else does, so that it can be piped.  What a person
+reads holds no control characters: a text may come from a service, and a terminal obeys them.
+
+Source: Unicode Standard §4.5 (general categories), ECMA-48 §8.3 (control sequences).
 """
 
 import json
 import sys
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Annotated, NoReturn
@@ -13,6 +17,10 @@ import typer
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+
+#: Control, format (direction of writing, zero width), surrogate, separators of lines.
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 class Exit(IntEnum):
@@ -34,8 +42,16 @@ def fail(code: Exit, message: str) -> NoReturn:
 
 
 def say(text: str) -> None:
-    """A line for people, on stderr."""
-    typer.echo(text, err=True)
+    """A line for people, or several, on stderr."""
+    for line in text.split("\n"):
+        typer.echo(plain(line), err=True)
+
+
+def plain(text: str) -> str:
+    """A text on one line, without what a terminal would obey or not show."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join("" if unicodedata.category(one) in _UNSEEN else one for one in text)
 
 
 def confirm(yes: bool, question: str) -> None:
@@ -52,9 +68,14 @@ def document(value: object) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
 
 
+def line(text: str) -> None:
+    """A line of the result, for people."""
+    typer.echo(plain(text))
+
+
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Rows in columns as wide as they need, for people."""
-    lines = [tuple(headings), *map(tuple, rows)]
+    lines = [tuple(headings), *(tuple(map(plain, row)) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
@@ -63,16 +84,43 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def facts(pairs: Mapping[str, object]) -> None:
     """Names and values, one a line, for people; what is empty is left out."""
-    shown = {name: _plain(value) for name, value in pairs.items()}
-    width = max(map(len, shown))
+    shown = {plain(name): plain(_told(value)) for name, value in pairs.items()}
+    width = max(map(len, shown), default=0)
     for name, text in shown.items():
         if text:
             typer.echo(f"{name.ljust(width)}  {text}")
 
 
-def _plain(value: object) -> str:
+def thing(told: Mapping[str, object], *, as_json: bool) -> None:
+    """One thing as the result: a document, or names and values."""
+    if as_json:
+        document(told)
+    else:
+        facts(told)
+
+
+def things(
+    told: Sequence[Mapping[str, object]], columns: Mapping[str, str], *, as_json: bool
+) -> None:
+    """Several things as the result: one document, or a table.
+
+    Args:
+        columns: heading → name of the member.
+    """
+    if as_json:
+        document(told)
+    else:
+        table(tuple(columns), [[_told(one.get(name)) for name in columns.values()] for one in told])
+
+
+def _told(value: object) -> str:
     if isinstance(value, list):
-        return " ".join(map(_plain, value))
+        return " ".join(map(_told, value))
+    if isinstance(value, dict) and "mask" in value:
+        # A secret of an API key, which may have an end.
+        return " until ".join(str(value[part]) for part in ("mask", "expiresAt") if value.get(part))
     if isinstance(value, dict):
-        return " until ".join(str(part) for part in value.values() if part is not None)
+        return ", ".join(f"{name} {_told(part)}" for name, part in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "" if value is None else str(value)

@@ -32,6 +32,22 @@ AtOnce = Annotated[
 ]
 
 
+#: One thumbprint in 64 begins as an option does.
+MAY_BEGIN_WITH_A_DASH = {"ignore_unknown_options": True}
+#: Base64url of SHA-256.
+_THUMBPRINT_LENGTH = 43
+
+
+def _kid(text: str) -> str:
+    """The kid, and no option that was misspelled."""
+    if text.startswith("--") and len(text) != _THUMBPRINT_LENGTH:
+        raise typer.BadParameter(f"there is no option {text}")
+    return text
+
+
+Kid = Annotated[str, typer.Argument(help="The kid, as signing-keys list shows it.", callback=_kid)]
+
+
 class Format(StrEnum):
     """How a key is written."""
 
@@ -82,9 +98,9 @@ def rotate(
         _print(here, kid, json)
 
 
-@app.command("withdraw")
+@app.command("withdraw", context_settings=MAY_BEGIN_WITH_A_DASH)
 def withdraw(
-    kid: Annotated[str, typer.Argument(help="The kid, as signing-keys list shows it.")],
+    kid: Kid,
     force: Annotated[
         bool, typer.Option("--force", help="Even if no token can be issued afterwards.")
     ] = False,
@@ -146,9 +162,9 @@ def import_key(
         output.say("coatcheck: remove the file now: the deployment has its own, sealed copy")
 
 
-@app.command("export")
+@app.command("export", context_settings=MAY_BEGIN_WITH_A_DASH)
 def export(
-    kid: Annotated[str, typer.Argument(help="The kid, as signing-keys list shows it.")],
+    kid: Kid,
     form: Annotated[
         Format, typer.Option("--format", help="jwk, or pem (SubjectPublicKeyInfo, PKCS #8).")
     ] = Format.JWK,
@@ -214,12 +230,12 @@ def reseal(
     ] = "",
     json: Json = False,
 ) -> None:
-    """Seal the private halves of all signing keys with the newest sealing key.
+    """Seal all signing keys and all copies of secrets with the newest sealing key.
 
     Running nodes go on.  It can be run again at any time, also after it was killed.
     """
     from coatcheck.cli import local
-    from coatcheck.server import sealing, signing
+    from coatcheck.server import resealing, sealing, signing
 
     if to and (new or prepare):
         output.fail(Exit.USAGE, "--to names a sealing key that is there: leave --new out")
@@ -235,9 +251,11 @@ def reseal(
         file = next(str(file.path) for file in sealing_keys.files if file.id == successor.id)
         told: dict[str, object] = {"sealingKey": successor.id, "file": file}
         if not prepare:
-            done = signing.reseal(here.store, sealing_keys, successor, here.actor, now=here.now)
+            done = resealing.reseal(here.store, sealing_keys, successor, here.actor, now=here.now)
             told["resealed"] = list(done.kids)
             told["left"] = list(done.left)
+            told["secrets"] = done.secrets
+            told["secretsLeftUnder"] = list(done.copies_left_under)
             told["obsolete"] = [
                 str(file.path) for file in sealing_keys.files if file.id not in done.in_use
             ]
@@ -247,7 +265,13 @@ def reseal(
         output.facts(told)
     if prepare:
         output.say("coatcheck: hand the file to every node, then run coatcheck signing-keys reseal")
-    elif told["obsolete"]:
+        return
+    if told["secretsLeftUnder"]:
+        output.say(
+            "coatcheck: some copies of secrets did not open: put the files of those sealing keys"
+            " into COATCHECK_KEYS_DIR and run it again, or do without these copies"
+        )
+    if told["obsolete"]:
         output.say(
             "coatcheck: once every node has the new file, the obsolete ones can go from the keys"
             " directories; backups of the database made before now still need them"

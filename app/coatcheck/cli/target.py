@@ -10,6 +10,7 @@ Nothing of the service is imported before a command without `--server` runs.
 import functools
 import inspect
 import json
+import math
 import os
 import re
 import sys
@@ -17,8 +18,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec, Protocol
-from typing import get_args as members_of
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    NoReturn,
+    Protocol,
+    get_args,
+)
 
 import httpx2
 import typer
@@ -39,10 +47,20 @@ PAGE: Final = 100
 
 Document = dict[str, Any]
 Query = Mapping[str, str | int | None]
-P = ParamSpec("P")
 
-_AN_ID: Final = re.compile(rf"(?:{'|'.join(members_of(ids.Kind))})_[0-9A-Za-z]{{{ids.WIDTH}}}")
-_NEVER_AN_ARGUMENT: Final = (
+#: Stands for null among options, where None is what was not given.
+NOTHING: Final = object()
+
+Org = Annotated[
+    str | None,
+    typer.Option(help="The organization, org_…; may be left out where there is one, or for yours."),
+]
+Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
+All = Annotated[bool, typer.Option("--all", help="However many there are.")]
+Cursor = Annotated[str | None, typer.Option(help="Go on where a list with the same options ended.")]
+
+_AN_ID: Final = re.compile(rf"(?:{'|'.join(get_args(ids.Kind))})_[0-9A-Za-z]{{{ids.WIDTH}}}")
+NEVER_AN_ARGUMENT: Final = (
     "an API key is never an argument, others on this machine can read those, and addresses get"
     " logged: name it by its id (key_…), or find it by keys search -, which reads standard input"
 )
@@ -186,7 +204,12 @@ class RemoteTarget:
             )
         except ValueError:
             document = None
-        if not isinstance(document, dict) or response.is_redirect:
+        is_problem = response.status_code >= 400  # noqa: PLR2004 - RFC 9110 §15.5
+        if (
+            not isinstance(document, dict)
+            or response.is_redirect
+            or (is_problem and "code" not in document)
+        ):
             output.fail(
                 Exit.UNREACHABLE,
                 f"{self._server} answers {response.status_code}, and not as Coatcheck does: is it"
@@ -199,40 +222,42 @@ class RemoteTarget:
 # --- commands
 
 
-def command(
-    app: typer.Typer, name: str
-) -> Callable[[Callable[Concatenate[Target, P], None]], Callable[Concatenate[Target, P], None]]:
-    """Make a command of a function whose first argument is what it is asked of.
+def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a command of a function whose first argument is the target that it asks.
 
-    The command gets the options that say so: --server, --api-key-file and --api-key-stdin.
+    The command gets the options that say which: --server, --api-key-file and --api-key-stdin.
     """
 
-    def register(
-        do: Callable[Concatenate[Target, P], None],
-    ) -> Callable[Concatenate[Target, P], None]:
+    def register(do: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(do)
         own = list(signature.parameters.values())[1:]
 
-        @functools.wraps(do)
         def run(
-            *,
+            context: typer.Context,
             server: str | None,
             api_key_file: Path | None,
             api_key_stdin: bool,
-            **given: Any,
+            **inputs: Any,
         ) -> None:
+            if any(map(apikey.looks_like_one, context.args)):
+                output.fail(Exit.USAGE, NEVER_AN_ARGUMENT)
+            if context.args:
+                # Not repeated: it may be another secret.
+                output.fail(Exit.USAGE, "there is a word too many: see --help")
             with open_target(server, api_key_file, from_stdin=api_key_stdin) as target:
-                do(target, **given)
+                do(target, **inputs)
 
-        # This is what Typer reads.
+        # Typer reads these.
+        run.__doc__ = do.__doc__
         vars(run)["__signature__"] = signature.replace(parameters=[*own, *_WHERE])
-        app.command(name)(run)
+        app.command(name, context_settings={"allow_extra_args": True})(run)
         return do
 
     return register
 
 
 def _where(
+    context: typer.Context,
     server: Annotated[
         str | None,
         typer.Option(
@@ -307,7 +332,7 @@ def at(path: str, *presented: str) -> str:
     for text in presented:
         if _AN_ID.fullmatch(text) is None:
             if apikey.looks_like_one(text):
-                output.fail(Exit.USAGE, _NEVER_AN_ARGUMENT)
+                output.fail(Exit.USAGE, NEVER_AN_ARGUMENT)
             output.fail(
                 Exit.NOT_FOUND,
                 "there is nothing of this id: one looks like key_0123456789abcdefABCDEF",
@@ -325,8 +350,8 @@ def asked(
     headers: Mapping[str, str] | None = None,
 ) -> Answered:
     """The answer to a request that was done; a problem ends the command."""
-    if any(isinstance(value, str) and apikey.looks_like_one(value) for value in (query or {}).values()):
-        output.fail(Exit.USAGE, _NEVER_AN_ARGUMENT)
+    if any(apikey.looks_like_one(text) for text in _parameters(query).values()):
+        output.fail(Exit.USAGE, NEVER_AN_ARGUMENT)
     answered = target.call(method, path, query=query, body=body, headers=headers)
     if not 200 <= answered.status < 300:  # noqa: PLR2004 - RFC 9110 §15.3
         _give_up(target, answered)
@@ -368,13 +393,135 @@ def listed(
             return found
 
 
+# --- what a request says
+
+
 def given(**inputs: object) -> Document:
-    """The inputs that were given."""
-    return {name: value for name, value in inputs.items() if value is not None}
+    """The inputs that were given; what is NOTHING is told as null."""
+    found = {name: value for name, value in inputs.items() if value is not None}
+    return {name: None if value is NOTHING else value for name, value in found.items()}
 
 
-def _give_up(target: Target, answered: Answered) -> "typer.models.NoReturn":
-    raise NotImplementedError
+def or_none(option: str, value: object, nothing: bool) -> object:
+    """A value, or that there shall be none; both is a mistake."""
+    if value is not None and nothing:
+        output.fail(Exit.USAGE, f"--{option} and its opposite: say one of them")
+    return NOTHING if nothing else value
+
+
+def words(option: str, values: list[str] | None) -> list[str] | None:
+    """Repeated options, each of which may hold several words: the way scopes are written."""
+    found = [word for value in values or [] for word in value.split()]
+    if values and not found:
+        # An unset variable in a script must not become an API key that may do everything.
+        output.fail(Exit.USAGE, f"--{option} is empty: name one, or leave the option out")
+    return found or None
+
+
+def amount(option: str, text: str | None) -> int | float | None:
+    """A number as JSON writes it."""
+    if text is None:
+        return None
+    try:
+        return int(text) if text.isdecimal() else _finite(float(text))
+    except ValueError:
+        output.fail(Exit.USAGE, f"--{option} is a number, such as 100 or 2.5")
+
+
+def _finite(number: float) -> float:
+    if not math.isfinite(number):
+        raise ValueError("JSON has no such number")
+    return number
+
+
+def _give_up(target: Target, answered: Answered) -> NoReturn:
+    """End the command as the problem says."""
+    status, problem = answered.status, answered.document
+    code = _EXITS.get(status, Exit.ERROR if status < 500 else Exit.UNREACHABLE)  # noqa: PLR2004
+    if code is Exit.UNREACHABLE and isinstance(target, LocalTarget):
+        # Nothing is away: something is wrong here.
+        code = Exit.ERROR
+    lines = [_line(one) for one in problem.get("errors") or () if isinstance(one, dict)]
+    if problem.get("code") != "invalid_input" or not lines:
+        # That one's detail says the same as its errors.
+        detail = problem.get("detail") or f"the answer was {status} {problem.get('title', '')}"
+        lines.insert(0, str(detail))
+    lines += [
+        f"{name}: {value}" for name, value in problem.items() if name not in _OF_EVERY_PROBLEM
+    ]
+    output.fail(code, "\n  ".join(map(output.plain, lines)))
+
+
+def _line(error: Document) -> str:
+    name = str(error.get("pointer", "")).lstrip("/")
+    first, slash, rest = name.partition("/")
+    return f"{_OPTIONS.get(first, first)}{slash}{rest}: {error.get('detail', '')}".lstrip(": ")
+
+
+def _office(here: "Local") -> "Office":
+    """What the routes work with, as the service has it."""
+    from coatcheck.server import sealing, signing
+    from coatcheck.server.manage.api.call import Office
+
+    load = functools.partial(sealing.load, here.settings.keys_dir)
+
+    def ensure_signing_keys() -> None:
+        keeper = signing.RingKeeper(here.store, load(), here.settings.publication, load)
+        keeper.at(here.store.head())
+        signing.rotate_due(
+            keeper,
+            here.store,
+            signing.first_lines({one.algorithm for one in here.catalog.audiences.values()}),
+            here.actor,
+            every_s=here.settings.rotate_every,
+            publication=here.settings.publication,
+            now=here.now,
+        )
+
+    return Office(
+        here.settings.issuer,
+        here.catalog,
+        sealing_keys=load,
+        seal_with=lambda tx: signing.sealing_key_for_copies(tx, load()),
+        ensure_signing_keys=ensure_signing_keys,
+    )
+
+
+def _checked(server: str) -> str:
+    """The URL of a service, without a slash at its end; an API key may be sent there."""
+    in_the_clear = os.environ.get("COATCHECK_ALLOW_INSECURE_ISSUER", "").lower() in ("true", "1")
+    try:
+        return require_safe(server.rstrip("/"), unsafe_plain_http=in_the_clear)
+    except ValueError as error:
+        output.fail(
+            Exit.USAGE,
+            f"--server: {error}.  Elsewhere the API key would travel in the clear; a network that"
+            " may read it needs COATCHECK_ALLOW_INSECURE_ISSUER=true",
+        )
+
+
+def _api_key(path: Path | None, *, from_stdin: bool) -> str:
+    """The API key, from where no other user of the machine can read it."""
+    named = os.environ.get("COATCHECK_API_KEY_FILE")
+    key = None if path else os.environ.get("COATCHECK_API_KEY")
+    path = path or (Path(named) if named and not key else None)
+    if from_stdin:
+        key = sys.stdin.read()
+    elif path is not None:
+        try:
+            key = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            output.fail(Exit.ERROR, f"cannot read {path}: {type(error).__name__}")
+    key = (key or "").strip()
+    if not key:
+        output.fail(
+            Exit.USAGE,
+            "no API key for the service: set COATCHECK_API_KEY, or use --api-key-file or"
+            " --api-key-stdin",
+        )
+    if not key.isascii() or not key.isprintable() or " " in key:
+        output.fail(Exit.USAGE, "what stands for the API key is none: it holds other characters")
+    return key
 
 
 def _parameters(query: Query | None) -> dict[str, str]:

@@ -24,5 +24,6 @@ class GroupRestriction:
         return {} if allowance.group_id is None else {"group": allowance.group_id}
 
     def check(self, claims: Mapping[str, Any], situation: Situation, refuse: Refuse) -> None:
-        if type(claims.get("group")) is not str:
+        group = claims.get("group")
+        if type(group) is not str or not group:
             refuse("unknown_restriction")

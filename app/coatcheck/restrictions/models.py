@@ -24,7 +24,7 @@ class ModelRestriction:
 
     def check(self, claims: Mapping[str, Any], situation: Situation, refuse: Refuse) -> None:
         models: Any = claims.get("models")
-        if type(models) not in (tuple, list):
+        if type(models) is not tuple:
             refuse("unknown_restriction")
         if situation.model is not None and situation.model not in models:
             refuse("model_not_allowed")

@@ -27,9 +27,12 @@ class NetworkRestriction:
         return {"cidrs": [str(network) for network in allowance.networks]}
 
     def check(self, claims: Mapping[str, Any], situation: Situation, refuse: Refuse) -> None:
+        texts = claims.get("cidrs")
+        if type(texts) is not tuple or not all(type(text) is str for text in texts):
+            refuse("unknown_restriction")
         try:
-            networks = parse_networks(claims["cidrs"])
-        except (KeyError, TypeError, ValueError):
+            networks = parse_networks(texts)
+        except ValueError:
             refuse("unknown_restriction")
         if not is_in(situation.client_address, networks):
             refuse("ip_not_allowed")

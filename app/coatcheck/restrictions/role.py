@@ -26,7 +26,7 @@ class RoleRestriction:
 
     def check(self, claims: Mapping[str, Any], situation: Situation, refuse: Refuse) -> None:
         names = claims.get("roles")
-        if type(names) not in (tuple, list) or not names:
+        if type(names) is not tuple or not names or not all(type(name) is str for name in names):
             refuse("unknown_restriction")
         method = "GET" if situation.method == "HEAD" else situation.method
         # All of them: a second name in a claim would be a second way in otherwise.

@@ -27,8 +27,18 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from coatcheck.durations import READY_TIMEOUT, USAGE_FLUSH
-from coatcheck.server import catalog as catalogs
-from coatcheck.server import logs, metrics, pages, restore, sealing, setup, signing
+from coatcheck.server import (
+    catalog_file,
+    catalog_start,
+    logs,
+    metrics,
+    pages,
+    restore,
+    sealing,
+    setup,
+    signing,
+)
+from coatcheck.server.alarms import Alarms
 from coatcheck.server.catalog import Catalog
 from coatcheck.server.changes import Actor
 from coatcheck.server.feed import Feed
@@ -91,20 +101,22 @@ class Service:
             board: where workers of one service add up their metrics; None for one alone.
 
         Raises:
-            NotInitialized, OtherDeployment, SchemaMismatch, StoreUnavailable, BadSealingKey: why
-                it cannot; the message says how to mend it.
+            NotInitialized, OtherDeployment, SchemaMismatch, StoreUnavailable, BadSealingKey,
+                BadCatalog: why it cannot; the message says how to mend it.
         """
         setup.require_deployment(settings, store)
         sealing_keys = sealing.load(settings.keys_dir)
         self._store = store
         self._clock = clock
-        self._catalog = catalogs.without_file(settings)
+        self._catalog = catalog_file.of(settings)
         self._publication = settings.publication
         self._rotate_every_s = settings.rotate_every
         load_again = partial(sealing.load, settings.keys_dir)
         self._ring = RingKeeper(store, sealing_keys, self._publication, load_again)
         self._ring.at(store.head()).require_open()
+        catalog_start.note(store, self._catalog, now=int(clock()))
         self._usage = Usage(store)
+        self._alarms = Alarms(store)
         self._metrics = Metrics(board)
         self.in_flight = InFlight(settings.max_in_flight)
         issuer = Issuer(settings.issuer, self._catalog, self._ring, settings.token_lifetime_s)
@@ -114,6 +126,7 @@ class Service:
             store=store,
             throttle=Throttle(settings.guesses_per_minute),
             usage=self._usage,
+            alarms=self._alarms,
             clock=clock,
             trusted_proxies=settings.trusted_proxies,
             metrics=self._metrics,
@@ -145,6 +158,7 @@ class Service:
             settings.issuer,
             self._catalog,
             sealing_keys=load_again,
+            seal_with=lambda tx: signing.sealing_key_for_copies(tx, load_again()),
             ensure_signing_keys=self._ensure_signing_keys,
         )
         self._management = ManagementApi(
@@ -328,13 +342,18 @@ class Service:
             for task in tasks:
                 task.cancel()
             self._metrics_page.flush()
-            await asyncio.to_thread(self._usage.flush)
+            await asyncio.to_thread(self._flush_counts)
             self._store.close()
 
     async def _flush_usage(self) -> None:
         while True:
             await asyncio.sleep(USAGE_FLUSH)
-            await asyncio.to_thread(self._usage.flush)
+            await asyncio.to_thread(self._flush_counts)
+
+    def _flush_counts(self) -> None:
+        """Write what was counted and noticed in memory."""
+        self._usage.flush()
+        self._alarms.flush(int(self._clock()))
 
     async def _rotate(self) -> None:
         """Look now and then whether a signing key is due for a successor."""

@@ -108,6 +108,7 @@ from coatcheck.server.catalog import (
     RoleOffer,
     Segment,
     management_audience,
+    without_file,
 )
 from coatcheck.server.settings import Settings
 from coatcheck.token_profile import ALGORITHMS, TYPES, is_audience
@@ -124,6 +125,15 @@ _Path = tuple[str | int, ...]
 class BadCatalog(ValueError):
     """A catalog cannot be used.  The message has a line for every problem: where, what, and what
     to write instead."""
+
+
+def of(settings: Settings) -> Catalog:
+    """The catalog of a deployment: that of its file, if the settings name one.
+
+    Raises:
+        BadCatalog: as `load`.
+    """
+    return without_file(settings) if settings.catalog is None else load(settings.catalog, settings)
 
 
 def load(path: Path, settings: Settings) -> Catalog:
@@ -599,7 +609,11 @@ _FILE: Final[Mapping[str, _Key]] = {
         keys={
             "name": _Key(
                 "text",
-                _like(r"[a-z0-9-]{1,64}", "lower-case letters, digits and hyphens, 64 at most"),
+                # Never a hyphen first: command lines would read an option.
+                _like(
+                    r"[a-z0-9][a-z0-9-]{0,63}",
+                    "lower-case letters, digits and hyphens, no hyphen first, 64 at most",
+                ),
                 needed="what clients call the server, such as acme",
             ),
             "url": _Key("text", _MCP_URL, needed="where the MCP server is"),

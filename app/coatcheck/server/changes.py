@@ -23,6 +23,7 @@ class What(Enum):
     ORGANIZATION_RESUMED = ("organization.resumed", False)
     ORGANIZATION_BOOTSTRAPPED = ("organization.bootstrapped", False)
     ORGANIZATION_EDITED = ("organization.edited", False)
+    ORGANIZATION_SPENT = ("organization.spent", True)
     PROJECT_CREATED = ("project.created", False)
     PROJECT_EDITED = ("project.edited", False)
     PROJECT_ARCHIVED = ("project.archived", True)

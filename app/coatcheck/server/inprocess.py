@@ -34,7 +34,7 @@ from coatcheck.server.manage.api.wire import MAX_BODY_BYTES, Answer, Problem, Re
 from coatcheck.server.manage.authority import Caller, bounds_of
 from coatcheck.server.signing import NoSigner
 from coatcheck.server.store import Store, StoreUnavailable, Transaction
-from coatcheck.verifier import errors
+from coatcheck.verifier import errors, product
 from coatcheck.verifier.errors import Protection, VerifierError
 from coatcheck.verifier.presented import presented
 
@@ -85,7 +85,13 @@ class ManagementApi:
         self._tokens = own_tokens
         self._clock = clock
         self._trusted_proxies = trusted_proxies
-        self._audience = issuer.catalog.management_audience
+        catalog = issuer.catalog
+        self._audience = catalog.management_audience
+        self._product = product.of(
+            {name: offer.role.methods for name, offer in catalog.roles.items()},
+            catalog.api_key_header and catalog.api_key_header.lower(),
+            catalog.foreign_prefixes,
+        )
         self._protection = Protection(self._audience)
 
     async def __call__(self, http: HttpRequest) -> Response:
@@ -153,7 +159,7 @@ class ManagementApi:
             VerifierError: no, several or unfit credentials.
             StoreUnavailable, NoSigner: nothing can be vouched for now.
         """
-        sent = presented(http.headers.items(), http.url.query)
+        sent = presented(http.headers.items(), http.url.query, self._product)
         if sent.place == "query":
             raise errors.ConnectorOnlyInQuery
         token, as_of = sent.text, -1
@@ -164,7 +170,12 @@ class ManagementApi:
             max(as_of, self._store.head()),
             now,
             audience=self._audience,
-            situation=Situation(client_address=request.address, method=request.method),
+            situation=Situation(
+                client_address=request.address,
+                method=request.method,
+                project_id=sent.project_id,
+                roles=self._product.roles,
+            ),
         )
         if await self._store.narrowed_since(own.subjects, own.as_of):
             raise errors.TokenRevoked

@@ -51,6 +51,8 @@ WORKERS: Final = "coatcheck_workers"
 CHANGE_LOG_HEAD: Final = "coatcheck_change_log_head"
 SIGNING_KEY_AGE: Final = "coatcheck_signing_key_age_seconds"
 NEXT_ROTATION: Final = "coatcheck_signing_key_next_rotation_timestamp_seconds"
+API_KEYS: Final = "coatcheck_api_keys"
+API_KEYS_EXPIRING: Final = "coatcheck_api_keys_expiring"
 BUILD_INFO: Final = "coatcheck_build_info"
 
 
@@ -99,6 +101,12 @@ METRICS: Final[Mapping[str, Metric]] = {
         "gauge",
         ("purpose", "algorithm"),
         "When the next key begins to sign, in seconds since the epoch; absent while none is due.",
+    ),
+    API_KEYS: Metric(
+        "gauge", ("status",), "API keys that were not deleted, counted once a minute at most."
+    ),
+    API_KEYS_EXPIRING: Metric(
+        "gauge", (), "Active API keys that end within 14 days, counted once a minute at most."
     ),
     BUILD_INFO: Metric("gauge", ("version",), "1, for the version that runs."),
 }

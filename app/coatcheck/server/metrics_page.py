@@ -4,8 +4,14 @@ Told to a peer in `COATCHECK_METRICS_FROM`, loopback by default, and judged by t
 whatever a header says of the client's address decides nothing here.  A request that a proxy has
 passed on is refused wherever the proxy stands, because its own address would open the page to
 everybody behind it.
+
+All of it comes from memory, but for the number of API keys, which only the database knows: they
+are counted in a thread when somebody asks, and not again for a minute.
 """
 
+import asyncio
+import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Final, Protocol, runtime_checkable
@@ -20,6 +26,9 @@ from coatcheck.server.feed import Feed
 from coatcheck.server.inflight import InFlight
 from coatcheck.server.metrics import Metrics, Sample
 from coatcheck.server.signing import LINES, RingKeeper
+from coatcheck.server.store import Store, StoreUnavailable
+
+_log = logging.getLogger(__name__)
 
 #: What proxies add to a request that they pass on.
 _SIGNS_OF_A_PROXY: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
@@ -29,6 +38,13 @@ _REFUSED: Final = {
     "code": "forbidden",
 }
 _HEADERS: Final = {"Cache-Control": "no-store"}
+#: Seconds for which a count of API keys is told.
+_COUNTED_FOR: Final = 60
+#: Seconds that whoever asks waits for a new one.
+_COUNT_TIMEOUT: Final = 2
+#: Seconds before its end from which on an API key counts as expiring.
+_EXPIRING: Final = 14 * 86_400
+_STATUSES: Final = ("active", "disabled", "expired", "revoked")
 
 
 @runtime_checkable
@@ -49,7 +65,7 @@ class MetricsPage:
         in_flight: InFlight,
         feed: Feed,
         ring: RingKeeper,
-        store: object,
+        store: Store,
         *,
         clock: Callable[[], float],
         rotate_every_s: int,
@@ -64,6 +80,9 @@ class MetricsPage:
         self._rotate_every_s = rotate_every_s
         self._told_to = told_to
         self._version = version("coatcheck")
+        self._api_keys: dict[Sample, float] = {}
+        self._counted_at: float | None = None
+        self._counting: asyncio.Task[None] | None = None
 
     def flush(self) -> None:
         """Leave this worker's counts where the others find them."""
@@ -72,6 +91,7 @@ class MetricsPage:
     async def __call__(self, request: Request) -> Response:
         if not self._may_ask(request):
             return JSONResponse(_REFUSED, 403, _HEADERS)
+        await self._count_api_keys()
         text = self._metrics.text(self._gauges(), self._common())
         return Response(text, headers=_HEADERS | {"Content-Type": metrics.CONTENT_TYPE})
 
@@ -83,6 +103,25 @@ class MetricsPage:
             and not is_passed_on
             and any(peer in network for network in self._told_to)
         )
+
+    async def _count_api_keys(self) -> None:
+        """Count anew, if the last count is old; however many ask, one count is under way."""
+        if self._counting is None or self._counting.done():
+            now = self._clock()
+            at = self._counted_at
+            if at is not None and 0 <= now - at < _COUNTED_FOR:
+                return
+            self._counted_at = now
+            self._counting = asyncio.create_task(self._count(int(now)))
+        await asyncio.wait({self._counting}, timeout=_COUNT_TIMEOUT)
+
+    async def _count(self, now: int) -> None:
+        try:
+            self._api_keys = await asyncio.to_thread(_counted, self._store, now)
+        except StoreUnavailable as error:
+            # Nothing is better than what was true before.
+            self._api_keys = {}
+            _log.warning("API keys are not counted: %s", error)
 
     def _gauges(self) -> dict[Sample, float]:
         """What is this process's own."""
@@ -101,6 +140,7 @@ class MetricsPage:
         common: dict[Sample, float] = {
             (metrics.BUILD_INFO, self._version): 1,
             (metrics.CHANGE_LOG_HEAD,): self._feed.head,
+            **self._api_keys,
         }
         for purpose, algorithm in LINES:
             for one in self._ring.last_known.signing_keys:
@@ -113,3 +153,19 @@ class MetricsPage:
                     due = one.starts_at + self._rotate_every_s
                     common[(metrics.NEXT_ROTATION, purpose, algorithm)] = due
         return common
+
+
+def _counted(store: Store, now: int) -> dict[Sample, float]:
+    """How many API keys there are.  Raises StoreUnavailable."""
+    found: Counter[Sample] = Counter({(metrics.API_KEYS, status): 0 for status in _STATUSES})
+    found[(metrics.API_KEYS_EXPIRING,)] = 0
+    after: str | None = ""
+    while after is not None:
+        # In many transactions: those who write must not wait for a count.
+        with store.transaction(read_only=True) as tx:
+            some = tx.count_api_keys(now, now + _EXPIRING, after)
+        for status, number in some.by_status.items():
+            found[(metrics.API_KEYS, status)] += number
+        found[(metrics.API_KEYS_EXPIRING,)] += some.expiring
+        after = some.last
+    return dict(found)

@@ -16,10 +16,13 @@ from coatcheck.server.manage.errors import Conflict
 from coatcheck.server.settings import Settings
 from coatcheck.server.setup import Initialized
 from coatcheck.server.store import Store, Transaction
+from coatcheck.server.store.pages import Filter, Position, Status
 from coatcheck.server.store.tables import ApiKey
 
 #: Who may do this administers an organization.
 _ADMINISTERS: Final = Grant("org:admin")
+#: A disabled one may be enabled again.
+_WORKING: Final[tuple[Status, ...]] = ("active", "disabled")
 _BATCH: Final = 500
 
 
@@ -108,15 +111,16 @@ def recover_admin(
 def _admin_keys(tx: Transaction, organization_id: str, audience: str, now: int) -> list[ApiKey]:
     """The API keys of an organization that may administer it, revoked and expired ones aside."""
     found: list[ApiKey] = []
-    after = ""
-    while rows := tx.api_keys(organization_id, after, _BATCH):
-        found += [
-            row
-            for row in rows
-            if row.revoked_at is None
-            and (row.expires_at is None or row.expires_at > now)
-            and audience in row.audiences.split(" ")
-            and Scopes.parse(row.scopes).covers(_ADMINISTERS)
-        ]
-        after = rows[-1].id
+    for status in _WORKING:
+        after: Position | None = None
+        while True:
+            rows, after = tx.api_keys_page(organization_id, Filter(status), now, after, _BATCH)
+            found += [
+                row
+                for row in rows
+                if audience in row.audiences.split(" ")
+                and Scopes.parse(row.scopes).covers(_ADMINISTERS)
+            ]
+            if after is None:
+                break
     return found

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from coatcheck import base62
 from coatcheck.server import sealing, setup, signing
@@ -30,7 +30,9 @@ from coatcheck.server.store.tables import (
     ApiKey,
     ApiKeySecret,
     ChangeRow,
+    Group,
     Organization,
+    Project,
     SigningKey,
 )
 from coatcheck.token_profile import Algorithm
@@ -391,6 +393,8 @@ class _State:
     api_keys: Mapping[str, ApiKey | None]
     secrets: Mapping[str, Sequence[ApiKeySecret]]
     organizations: Mapping[str, Organization | None]
+    projects: Mapping[str, Project | None]
+    groups: Mapping[str, Group | None]
     signing_keys: Mapping[str, SigningKey | None]
 
 
@@ -422,6 +426,7 @@ class _CarryOver:
                 told = [row for row in rows if row.narrows or row.what in _APPLY]
                 state = _state(there, told)
             if not rows:
+                self._keep_catalog(live)
                 return
             with self.staged.transaction() as here:
                 known = here.known_changes([row.change_id for row in told])
@@ -431,6 +436,17 @@ class _CarryOver:
                     here.append(map(_again, applied))
             self.counts.update(row.what for row in applied)
             self._after = self._number(rows[-1])
+
+    def _keep_catalog(self, live: Store) -> None:
+        """Services go on with the catalog that they started with, and not with the backup's.
+
+        Tokens that they make from now on have to end once one starts with another.
+        """
+        with live.transaction(read_only=True) as there:
+            deployment = there.deployment()
+        if deployment is not None and deployment.catalog is not None:
+            with self.staged.transaction() as here:
+                here.deployment_for_change().catalog = deployment.catalog
 
     def _number(self, row: ChangeRow) -> int:
         assert row.seq is not None  # noqa: S101 - the database counts
@@ -449,13 +465,21 @@ class _CarryOver:
 
 
 def _state(tx: Transaction, rows: Iterable[ChangeRow]) -> _State:
-    subjects: dict[str, set[str]] = {"api_key": set(), "organization": set(), "signing_key": set()}
+    rooms = ("api_key", "organization", "project", "group", "signing_key")
+    subjects: dict[str, set[str]] = {room: set() for room in rooms}
     for row in rows:
         subjects.get(row.what.partition(".")[0], set()).add(row.subject)
+    api_keys = {one: tx.api_key(one) for one in subjects["api_key"]}
+    for api_key in filter(None, api_keys.values()):
+        # What it is bound to may have been made since.
+        subjects["project"].update(filter(None, [api_key.project_id]))
+        subjects["group"].update(filter(None, [api_key.group_id]))
     return _State(
-        {one: tx.api_key(one) for one in subjects["api_key"]},
-        {one: tx.secrets(one) for one in subjects["api_key"]},
+        api_keys,
+        {one: tx.secrets(one) for one in api_keys},
         {one: tx.organization(one) for one in subjects["organization"]},
+        {one: tx.project(one) for one in subjects["project"]},
+        {one: tx.group(one) for one in subjects["group"]},
         {one: tx.signing_key(one) for one in subjects["signing_key"]},
     )
 
@@ -502,7 +526,10 @@ def _api_key(here: Transaction, row: ChangeRow, state: _State) -> bool:
         mine.revoked_at = _earlier(mine.revoked_at, row.at)
         return True
     mine.revoked_at = _earlier(mine.revoked_at, theirs.revoked_at)
+    mine.deleted_at = _earlier(mine.deleted_at, theirs.deleted_at)
     mine.disabled_at = _earlier(mine.disabled_at, theirs.disabled_at)
+    if theirs.disabled_at is not None:
+        mine.disabled_reason = theirs.disabled_reason
     mine.expires_at = _earlier(mine.expires_at, theirs.expires_at)
     known = {secret.digest: secret for secret in here.secrets(mine.id)}
     made_since = []
@@ -515,7 +542,38 @@ def _api_key(here: Transaction, row: ChangeRow, state: _State) -> bool:
     if all(secret.expires_at is not None for secret in known.values()):
         mine.mask = theirs.mask
         here.add(*(ApiKeySecret(**secret.model_dump()) for secret in made_since))
+    if mine.deleted_at is not None:
+        here.delete_secrets(mine.id)
     return True
+
+
+def _narrowed_api_key(here: Transaction, row: ChangeRow, state: _State) -> bool:
+    """The API key is worth what it is worth today: the last word of whoever edited it.
+
+    That may be more than what it was narrowed to, and even more than what it was worth in the
+    backup.
+    """
+    mine, theirs = here.api_key(row.subject), state.api_keys[row.subject]
+    if mine is not None and theirs is not None:
+        for name in _WORTH:
+            setattr(mine, name, getattr(theirs, name))
+        _bring(here, Project, here.project, state.projects.get(theirs.project_id or ""))
+        _bring(here, Group, here.group, state.groups.get(theirs.group_id or ""))
+    return _api_key(here, row, state)
+
+
+_Bound = TypeVar("_Bound", Project, Group)
+
+
+def _bring(
+    here: Transaction,
+    table: type[_Bound],
+    known: Callable[[str], _Bound | None],
+    theirs: _Bound | None,
+) -> None:
+    """Add what an API key is bound to, if it was made since: a binding to nothing binds less."""
+    if theirs is not None and known(theirs.id) is None:
+        here.add(table(**theirs.model_dump()))
 
 
 def _organization(here: Transaction, row: ChangeRow, state: _State) -> bool:
@@ -524,6 +582,34 @@ def _organization(here: Transaction, row: ChangeRow, state: _State) -> bool:
         return False
     ended = row.at if theirs is None else theirs.suspended_at
     mine.suspended_at = _earlier(mine.suspended_at, ended)
+    return True
+
+
+def _spent_organization(here: Transaction, row: ChangeRow, state: _State) -> bool:
+    """As with an API key, what it is worth today: its limit may have been raised since."""
+    mine, theirs = here.organization(row.subject), state.organizations[row.subject]
+    if mine is not None and theirs is not None:
+        mine.credit_limit = theirs.credit_limit
+        mine.credit_spent_at = theirs.credit_spent_at
+    return _organization(here, row, state)
+
+
+def _project(here: Transaction, row: ChangeRow, state: _State) -> bool:
+    mine, theirs = here.project(row.subject), state.projects[row.subject]
+    if mine is None:
+        return False
+    archived_at = row.at if theirs is None else theirs.archived_at
+    mine.archived_at = _earlier(mine.archived_at, archived_at)
+    return True
+
+
+def _group(here: Transaction, row: ChangeRow, state: _State) -> bool:
+    """As with an API key, what it is worth today."""
+    mine, theirs = here.group(row.subject), state.groups[row.subject]
+    if mine is None or theirs is None:
+        return False
+    for name, value in theirs.model_dump(exclude={"id", "created_at"}).items():
+        setattr(mine, name, value)
     return True
 
 
@@ -550,15 +636,26 @@ def _earlier(one: int | None, other: int | None) -> int | None:
     return min((at for at in (one, other) if at is not None), default=None)
 
 
+#: What an edit of an API key may change, but for its name: the columns that say what it may do.
+_WORTH: Final = (
+    *("environment", "scopes", "audiences", "expires_at", "project_id", "networks", "role"),
+    *("models", "group_id", "credit_limit"),
+)
 #: How a change of each kind that narrows comes to hold in the restored database.
 _APPLY: Final[Mapping[str, Callable[[Transaction, ChangeRow, _State], bool]]] = {
     What.API_KEY_DISABLED.text: _api_key,
     What.API_KEY_REVOKED.text: _api_key,
     What.API_KEY_ROTATED.text: _api_key,
     What.API_KEY_OVERLAP_ENDED.text: _api_key,
+    What.API_KEY_NARROWED.text: _narrowed_api_key,
+    What.API_KEY_DELETED.text: _api_key,
+    What.PROJECT_ARCHIVED.text: _project,
+    What.GROUP_NARROWED.text: _group,
     What.ORGANIZATION_SUSPENDED.text: _organization,
+    What.ORGANIZATION_SPENT.text: _spent_organization,
     What.SIGNING_KEY_WITHDRAWN.text: _signing_key,
     What.TOKEN_REVOKED.text: _nothing,
+    What.CATALOG_CHANGED.text: _nothing,
     What.LOG_RESTARTED.text: _nothing,
 }
 

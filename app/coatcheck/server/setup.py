@@ -7,7 +7,7 @@ from coatcheck.scope import ORGANIZATION_PERMISSIONS
 from coatcheck.server import sealing, signing
 from coatcheck.server.catalog import Catalog
 from coatcheck.server.changes import Actor, Change, What
-from coatcheck.server.manage import api_keys, forms
+from coatcheck.server.manage import api_keys, forms, projects
 from coatcheck.server.manage.errors import Conflict
 from coatcheck.server.settings import Settings
 from coatcheck.server.store import Store
@@ -69,6 +69,7 @@ def initialize(
         created_at=now,
         bootstrapped_at=now,
     )
+    project = projects.default_of(organization.id, now)
     new = api_keys.NewApiKey(
         organization_id=organization.id,
         name="admin",
@@ -87,11 +88,12 @@ def initialize(
         if tx.deployment() is not None:
             raise Conflict("this deployment is initialized already; nothing was changed")
         tx.add(Deployment(issuer=settings.issuer, log=base62.random_text(22), created_at=now))
-        tx.add(organization, *signing_keys)
+        tx.add(organization, project, *signing_keys)
         tx.add_api_keys([admin.api_key], [admin.secret])
         tx.append(
             [
                 Change(What.ORGANIZATION_CREATED, organization.id, actor, now, organization.id),
+                projects.change_of(What.PROJECT_CREATED, project, actor, now, name=project.name),
                 admin.change,
                 *(signing.created(signing_key, actor) for signing_key in signing_keys),
             ]

@@ -439,10 +439,29 @@ def sealing_key_in_use(store: Store, sealing_keys: SealingKeys) -> SealingKey:
     return sealing_keys.newest() if in_use is None else sealing_keys.get(in_use)
 
 
+def sealing_key_for_copies(tx: Transaction, sealing_keys: SealingKeys) -> SealingKey:
+    """The sealing key in use, for a copy of a secret that this very transaction stores.
+
+    Until it ends, nobody re-seals: a copy that was sealed with the old one a moment later would
+    be left behind, and its file taken away.
+
+    Raises:
+        BadSealingKey: it is not here.
+    """
+    tx.hold_signing_keys()
+    in_use = _sealed_with(tx.signing_keys())
+    return sealing_keys.newest() if in_use is None else sealing_keys.get(in_use)
+
+
 def sealing_keys_in_use(store: Store) -> Collection[str]:
-    """The ids of the sealing keys that signing keys need.  Raises StoreUnavailable."""
+    """The ids of the sealing keys that signing keys and copies of secrets need.
+
+    Raises:
+        StoreUnavailable: the database did not answer.
+    """
     with store.transaction(read_only=True) as tx:
-        return {row.sealing_key_id for row in tx.signing_keys()}
+        of_signing_keys = {row.sealing_key_id for row in tx.signing_keys()}
+        return of_signing_keys.union(tx.sealing_keys_of_copies())
 
 
 def newest_before(store: Store, line: Line, moment_ms: int) -> str | None:
@@ -705,7 +724,7 @@ def note_export(store: Store, kid: str, actor: Actor, *, now: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Resealed:
-    """What re-sealing came to.
+    """What re-sealing came to, as far as signing keys are concerned.
 
     Attributes:
         kids: what was sealed anew; nothing, if it had been done before.
@@ -722,6 +741,8 @@ def reseal(
     store: Store, sealing_keys: SealingKeys, successor: SealingKey, actor: Actor, *, now: int
 ) -> Resealed:
     """Seal every private half with another sealing key: all of them, or none.
+
+    What else lies sealed in the database is for `resealing`.
 
     Raises:
         BadSealingKey: one that was not withdrawn does not open; nothing was changed.

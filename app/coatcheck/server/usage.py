@@ -2,6 +2,9 @@
 
 Counted in memory on the token path and written once a second, one row per used key, so that a
 busy key costs the database no more than an idle one.  A crash loses at most the last second.
+
+Of a secret that a rotation has replaced it is also written when it was used last: whoever rotates
+sees whether somebody still needs it.
 """
 
 import logging
@@ -37,12 +40,28 @@ class Usage:
         #: Used API keys in the order of their use.  Appending and taking are one step each, so
         #: the token path needs no lock.
         self._uses: deque[tuple[str, int, bool]] = deque()
+        self._uses_of_replaced: deque[tuple[bytes, int]] = deque()
         self._flushing = threading.Lock()
         self._counts: dict[str, Count] = {}
+        self._replaced: dict[bytes, int] = {}
 
-    def count(self, api_key_id: str, now: int, *, is_raw_key_use: bool = False) -> None:
-        """Count one issued token.  `now` in seconds since the epoch."""
+    def count(
+        self,
+        api_key_id: str,
+        now: int,
+        *,
+        is_raw_key_use: bool = False,
+        replaced_digest: bytes | None = None,
+    ) -> None:
+        """Count one issued token.
+
+        Args:
+            now: seconds since the epoch.
+            replaced_digest: of the secret that it was issued for, if a rotation has replaced it.
+        """
         self._uses.append((api_key_id, now, is_raw_key_use))
+        if replaced_digest is not None:
+            self._uses_of_replaced.append((replaced_digest, now))
 
     def flush(self) -> None:
         """Write what was counted.  While the database is away the counts are kept for later."""
@@ -53,10 +72,11 @@ class Usage:
             try:
                 with self._store.transaction() as tx:
                     tx.add_usage(self._counts)
+                    tx.add_uses_of_secrets(self._replaced)
             except StoreUnavailable as error:
                 _log.warning("usage not written, kept for the next try: %s", error)
             else:
-                self._counts = {}
+                self._counts, self._replaced = {}, {}
 
     def _add_up(self) -> None:
         for _ in range(len(self._uses)):
@@ -67,3 +87,7 @@ class Usage:
                 before.raw_key_uses + is_raw_key_use,
                 max(before.last_used_at, now),
             )
+        # After the uses that they belong to: whatever is written has its count.
+        for _ in range(len(self._uses_of_replaced)):
+            digest, now = self._uses_of_replaced.popleft()
+            self._replaced[digest] = max(self._replaced.get(digest, now), now)

@@ -19,7 +19,7 @@ import random
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
@@ -43,7 +43,7 @@ from coatcheck.verifier.errors import (
     VerifierError,
     WrongType,
 )
-from coatcheck.verifier.product import UNTOLD, Product
+from coatcheck.verifier.product import Product
 
 #: Seconds after which the issuer's document is read again: its catalog may have changed.
 _DOCUMENT_MAX_AGE: Final = 300
@@ -88,11 +88,15 @@ class UnknownFeedKey(UnfitFeed):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What `/.well-known/coatcheck` says: where the feed is, who signs it, and of the product."""
+    """What `/.well-known/coatcheck` says: where the feed is, who signs it, and of the product.
+
+    Attributes:
+        product: the parts of a product that it tells, as `product.read` reads them.
+    """
 
     url: str
     signing_keys: Mapping[str, SigningKey]
-    product: Product = UNTOLD
+    product: Mapping[str, Any]
 
 
 class Signed(NamedTuple):
@@ -123,7 +127,7 @@ def read_source(body: bytes, issuer: str) -> Source:
     except keyset.UnfitKeySet:
         raise UnfitFeed("no_feed_keys") from None
     try:
-        return Source(url, signing_keys, Product(**product.read(document)))
+        return Source(url, signing_keys, MappingProxyType(product.read(document)))
     except ValueError:
         # An issuer of an older release tells nothing of it, which is fine; half of it is not.
         raise UnfitFeed("unfit_product") from None
@@ -276,7 +280,7 @@ class Changes:
         self._read_at = 0.0
         self._settled_parts = settled
         #: The issuer's, as last read, under what is settled here; for every request.
-        self.product = Product(**settled)
+        self.product: Product = product.of(**settled)
         #: Whether the issuer told of it, or need not.
         self.is_told = {"api_key_header", "foreign_prefixes"} <= settled.keys()
         self._last_error: str | None = None
@@ -389,7 +393,8 @@ class Changes:
             return self._source
         with self._settled:
             self._source = source
-            self.product, self.is_told = replace(source.product, **self._settled_parts), True
+            self.product = product.of(**{**source.product, **self._settled_parts})
+            self.is_told = True
             self._settled.notify_all()
         return source
 

@@ -8,7 +8,7 @@ Source: RFC 9110 §5.6.2 (token: names of headers and methods).
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ _TAKEN: Final = frozenset((AUTHORIZATION, PROJECT_HEADER, "cookie", "proxy-autho
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """What is known of the product.
+    """What is known of the product.  Made by `of`.
 
     Attributes:
         roles: the HTTP methods that each role allows.
@@ -40,26 +40,37 @@ class Product:
         initials: of the same, in both cases, as characters of a text and as bytes.
     """
 
-    roles: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    api_key_header: str | None = None
-    foreign_prefixes: tuple[str, ...] = ()
-    name_lengths: frozenset[int] = field(init=False, repr=False, compare=False)
-    initials: frozenset[str | int] = field(init=False, repr=False, compare=False)
+    roles: Mapping[str, frozenset[str]]
+    api_key_header: str | None
+    foreign_prefixes: tuple[str, ...]
+    name_lengths: frozenset[int]
+    initials: frozenset[str | int]
 
-    def __post_init__(self) -> None:
-        standard = [AUTHORIZATION, API_KEY_HEADER, PROJECT_HEADER]
-        names = standard if self.api_key_header is None else [*standard, self.api_key_header]
-        initials = {letter for name in names for letter in (name[0], name[0].upper())}
-        object.__setattr__(self, "name_lengths", frozenset(map(len, names)))
-        object.__setattr__(self, "initials", frozenset((*initials, *map(ord, initials))))
+
+def of(
+    roles: Mapping[str, frozenset[str]] = MappingProxyType({}),
+    api_key_header: str | None = None,
+    foreign_prefixes: tuple[str, ...] = (),
+) -> Product:
+    """The product of these parts, which `read` has looked at."""
+    standard = [AUTHORIZATION, API_KEY_HEADER, PROJECT_HEADER]
+    names = standard if api_key_header is None else [*standard, api_key_header]
+    initials = {letter for name in names for letter in (name[0], name[0].upper())}
+    return Product(
+        roles,
+        api_key_header,
+        foreign_prefixes,
+        frozenset(map(len, names)),
+        frozenset((*initials, *map(ord, initials))),
+    )
 
 
 #: Where nobody said anything: the standard headers, and no role.
-UNTOLD: Final = Product()
+UNTOLD: Final = of()
 
 
 def read(told: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a product that somebody tells, as keyword arguments of `Product`.
+    """The parts of a product that somebody tells, as keyword arguments of `of`.
 
     Raises:
         ValueError: one of them is malformed; the message says what fits.

@@ -227,7 +227,7 @@ class Verifier:
                 settled=settled,
             )
         )
-        self._told = self._changes or product.Fixed(product.Product(**settled))
+        self._told = self._changes or product.Fixed(product.of(**settled))
 
     def authenticate(
         self,
@@ -656,10 +656,10 @@ def _some_of(name: str, given: Collection[str], known: Sequence[str]) -> list[st
 
 def _networks(given: str | Sequence[str] | None) -> tuple[addresses.Network, ...]:
     if given is None:
-        given = os.environ.get("COATCHECK_TRUSTED_PROXIES") or ()
-    texts = given.split(",") if isinstance(given, str) else given
+        given = os.environ.get("COATCHECK_TRUSTED_PROXIES", "")
+    texts = given.replace(",", " ").split() if isinstance(given, str) else given
     try:
-        return tuple(addresses.parse_network(text.strip()) for text in texts)
+        return tuple(map(addresses.parse_network, texts))
     except (AttributeError, ValueError):
         raise ValueError(
             "trusted_proxies: networks such as 10.0.0.0/8, as a tuple or separated by commas in"

@@ -717,6 +717,22 @@ def test_restrictions_are_held_against_the_request() -> None:
     assert refused.value.code == "wrong_environment"
 
 
+def test_each_restriction_that_must_be_enforced_is_held_against_the_request() -> None:
+    """All of them, in any order; nothing else is looked at."""
+    bound = {"cidrs": ["10.0.0.0/8"], "models": ["small"]}
+    here = Situation(client_address="10.1.2.3", model="small")
+
+    for must in (["network", "models"], ["models", "network"]):
+        token = signer().token(claims(must=must, **bound))
+        assert accept(token, situation=here)
+        for elsewhere in (here._replace(client_address=None), here._replace(model="huge")):
+            with pytest.raises(VerifierError):
+                accept(token, situation=elsewhere)
+    assert accept(signer().token(claims(**bound)), situation=Situation())
+    registered = ["environment", "audience", "scope", "resource"]
+    assert accept(signer().token(claims(must=registered)))
+
+
 def test_no_sentence_repeats_what_was_presented() -> None:
     """A kid, an issuer or an audience may be a secret in the wrong place, or 100 kB long."""
     secret = "ck_live_thisIsSecret"

@@ -456,7 +456,11 @@ def test_a_dead_key_is_401_with_the_issuers_reason(
 
 @pytest.mark.parametrize(
     ("told", "code"),
-    [("wrong_environment", "wrong_environment"), ("invalid_target", "wrong_audience")],
+    [
+        ("wrong_environment", "wrong_environment"),
+        ("invalid_target", "wrong_audience"),
+        ("not_enforced_there", "wrong_audience"),
+    ],
 )
 def test_a_key_for_something_else_is_401(
     issuer: Issuer, verifier: Verifier, told: str, code: str
@@ -466,7 +470,192 @@ def test_a_key_for_something_else_is_401(
 
     error = both_refuse(verifier)
 
-    assert (error.status, error.code) == (401, code)
+    assert (error.status, error.code, error.detail) == (401, code, "A sentence.")
+    assert len(issuer.forms) == 1
+
+
+def test_a_key_that_spent_its_credit_is_429_without_a_time(
+    issuer: Issuer, verifier: Verifier
+) -> None:
+    """Nobody knows when its owner raises the limit; another token would not help."""
+    issuer.answer = lambda form: problem("quota_exceeded")
+
+    error = both_refuse(verifier)
+
+    assert (error.status, error.code, error.challenge) == (429, "quota_exceeded", None)
+    assert "Retry-After" not in error.headers
+    assert len(issuer.forms) == 1
+
+
+# Where a key may be used from
+
+
+def only_from(issuer: Issuer, *addresses: str) -> Callable[[dict[str, str]], Told]:
+    """The issuer's answer for a key that may be used from these addresses only."""
+    bound = {"must": ["network"], "cidrs": list(addresses)}
+
+    def answer(form: dict[str, str]) -> Told:
+        if form["client_address"] in addresses:
+            return issuer.token(form, **bound)
+        return problem("ip_not_allowed", description="Not from there.")
+
+    return answer
+
+
+def test_an_address_that_is_refused_keeps_no_other_one_out(
+    issuer: Issuer, verifier: Verifier
+) -> None:
+    """Whoever found a key and tries it from elsewhere must not lock its owner out."""
+    issuer.answer = only_from(issuer, "192.0.2.7")
+
+    error = both_refuse(verifier, client_address="198.51.100.4")
+    assert (error.status, error.code, error.detail) == (403, "ip_not_allowed", "Not from there.")
+    assert error.error == "insufficient_scope"
+    assert verifier.authenticate(sent(), client_address="192.0.2.7")
+    assert [form["client_address"] for form in issuer.forms] == ["198.51.100.4", "192.0.2.7"]
+
+
+def test_a_refused_address_is_remembered_for_seconds_only(
+    issuer: Issuer, verifier: Verifier, clock: SetClock
+) -> None:
+    """As any refusal; in any spelling."""
+    issuer.answer = only_from(issuer, "192.0.2.7")
+    for address in ("198.51.100.4", "::ffff:198.51.100.4", "198.51.100.4"):
+        assert refusal(verifier, client_address=address).code == "ip_not_allowed"
+    assert len(issuer.forms) == 1
+    assert refusal(verifier, client_address=None).code == "ip_not_allowed"
+    assert refusal(verifier, client_address="localhost").code == "ip_not_allowed"
+    assert len(issuer.forms) == 2
+
+    issuer.answer = only_from(issuer, "192.0.2.7", "198.51.100.4")
+    clock.now += NEGATIVE - 0.5
+    assert refusal(verifier, client_address="198.51.100.4").code == "ip_not_allowed"
+    clock.now += 0.5
+    assert verifier.authenticate(sent(), client_address="198.51.100.4")
+
+
+def test_the_token_of_a_right_address_opens_nothing_elsewhere(
+    issuer: Issuer, verifier: Verifier
+) -> None:
+    """It is kept for the key, and says itself where it may be used: nobody asks again."""
+    issuer.answer = only_from(issuer, "192.0.2.7")
+    verifier.authenticate(sent(), client_address="192.0.2.7")
+
+    for _ in range(2):
+        assert both_refuse(verifier, client_address="198.51.100.4").code == "ip_not_allowed"
+        assert verifier.authenticate(sent(), client_address="192.0.2.7")
+    assert len(issuer.forms) == 1
+
+
+@pytest.mark.parametrize("code", ["api_key_revoked", "quota_exceeded"])
+def test_any_other_refusal_holds_wherever_the_key_is_used(
+    issuer: Issuer, verifier: Verifier, code: str
+) -> None:
+    """It is the key's: a guesser with many addresses does not reach the issuer with each."""
+    issuer.answer = lambda form: problem(code)
+
+    for number in range(5):
+        assert refusal(verifier, client_address=f"192.0.2.{number}").code == code
+    assert len(issuer.forms) == 1
+
+
+def test_no_request_waits_for_what_is_asked_for_another_address(
+    issuer: Issuer, verifier: Verifier
+) -> None:
+    """One exchange for each address; what it brings is for all who came from there."""
+    told = only_from(issuer, "192.0.2.7")
+    is_stranger_asked, may_answer = threading.Event(), threading.Event()
+
+    def answer(form: dict[str, str]) -> Told:
+        if form["client_address"] != "192.0.2.7":
+            is_stranger_asked.set()
+            assert may_answer.wait(WAIT)
+        return told(form)
+
+    issuer.answer = answer
+    with ThreadPoolExecutor(4) as pool:
+        strangers = [
+            pool.submit(refusal, verifier, client_address="198.51.100.4") for _ in range(4)
+        ]
+        assert is_stranger_asked.wait(WAIT)
+        assert verifier.authenticate(sent(), client_address="192.0.2.7")
+        may_answer.set()
+        codes = {one.result(WAIT).code for one in strangers}
+
+    assert codes == {"ip_not_allowed"}
+    assert sorted(form["client_address"] for form in issuer.forms) == ["192.0.2.7", "198.51.100.4"]
+
+
+def test_a_key_that_is_used_from_everywhere_is_exchanged_a_few_times_at_most(
+    issuer: Issuer, verifier: Verifier
+) -> None:
+    """Those who waited in line find what the first ones brought."""
+    together = threading.Barrier(40)
+    issuer.gate.clear()
+
+    def call(number: int) -> Principal:
+        together.wait(WAIT)
+        return verifier.authenticate(sent(), client_address=f"192.0.2.{number}")
+
+    with ThreadPoolExecutor(40) as pool:
+        calls = [pool.submit(call, number) for number in range(40)]
+        time.sleep(0.2)
+        issuer.gate.set()
+        assert all(one.result(WAIT).key_id for one in calls)
+
+    assert len(issuer.forms) <= 8
+
+
+def test_many_refused_addresses_push_out_no_token(
+    issuer: Issuer, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that was found and is tried from a whole network costs others nothing."""
+    monkeypatch.setattr("coatcheck.verifier.exchange._MOST_REMEMBERED", 3)
+    another = apikey.make("ck_live")
+    verifier.authenticate(sent(another), client_address="192.0.2.7")
+    issuer.answer = only_from(issuer, "192.0.2.7")
+    for number in range(10, 20):
+        assert refusal(verifier, client_address=f"198.51.100.{number}").status == 403
+
+    assert verifier.authenticate(sent(another), client_address="192.0.2.7")
+    assert len(issuer.forms) == 11
+    assert verifier._exchange is not None
+    assert len(verifier._exchange._refused_there) == 3
+
+
+# What else a raw key is held against
+
+
+def test_a_raw_key_is_held_against_the_request_as_its_token_is(issuer: Issuer) -> None:
+    """One path for both: method, project and model."""
+    bound = {"must": ["project", "models", "role"], "project_id": "prj_1", "models": ["small"]}
+    issuer.answer = lambda form: issuer.token(form, **bound, roles=["viewer"])
+    in_another = sent() | {"X-Project-Id": "prj_2"}
+
+    with a_verifier(issuer, SetClock(), roles={"viewer": ["GET"]}) as verifier:
+        who = verifier.authenticate(sent(), method="GET", model="small")
+        assert (who.project_id, who.models, who.roles) == ("prj_1", ("small",), ("viewer",))
+        assert both_refuse(verifier, in_another, method="GET").code == "wrong_project"
+        assert both_refuse(verifier, method="POST").code == "role_not_allowed"
+        assert both_refuse(verifier, method="GET", model="huge").code == "model_not_allowed"
+    assert len(issuer.forms) == 1
+
+
+def test_a_raw_key_that_is_not_bound_names_its_project(verifier: Verifier) -> None:
+    """For this request alone."""
+    first = verifier.authenticate(sent() | {"X-Project-Id": "prj_1"})
+    second = verifier.authenticate(sent())
+
+    assert (first.project_id, second.project_id) == ("prj_1", None)
+
+
+def test_an_api_key_of_an_older_system_is_exchanged_as_any_other(issuer: Issuer) -> None:
+    """By its prefix: the issuer knows what it made of it."""
+    with a_verifier(issuer, SetClock(), foreign_prefixes=("sk-old-",)) as verifier:
+        assert verifier.authenticate(sent("sk-old-5f3a9c")).method == "api_key"
+        assert verifier.authenticate(sent("sk-old-5f3a9c")).method == "api_key"
+
+    assert [form["subject_token"] for form in issuer.forms] == ["sk-old-5f3a9c"]
 
 
 def test_a_refusal_is_remembered_for_seconds_only(
@@ -571,6 +760,8 @@ TROUBLE: dict[str, Told] = {
     "service key refused with 401": problem("api_key_unknown", "invalid_client", status=401),
     "service key without the scope": problem("unauthorized_client", "unauthorized_client"),
     "organization of the service key": problem("org_suspended", "unauthorized_client"),
+    "service key from here": problem("ip_not_allowed", "unauthorized_client"),
+    "credit of the service key": problem("quota_exceeded", "unauthorized_client"),
     "401 about the key": problem("api_key_revoked", status=401),
     "retry after ages": problem("rate_limited", status=429, headers=(("Retry-After", "9" * 5000),)),
 }

@@ -21,7 +21,7 @@ from coatcheck.scope import Scopes
 from coatcheck.verifier import Principal, Verifier, VerifierError, product
 from coatcheck.verifier.changes import Changes, UnfitFeed, read_source
 from coatcheck.verifier.presented import presented, without_api_key
-from coatcheck.verifier.product import Product
+from coatcheck.verifier.product import UNTOLD
 from support.tokens import (
     AUDIENCE,
     ISSUER,
@@ -262,8 +262,12 @@ def test_what_names_no_one_project_is_a_bad_request(verifier: Verifier, named: l
 
 def test_a_project_may_be_named_twice_and_be_64_characters_long(verifier: Verifier) -> None:
     """One and the same."""
-    longest = "p" * 64
-    headers = [(b"x-project-id", longest.encode()), (b"X-Project-Id", longest.encode())]
+    longest = "azAZ09_-" * 8
+    headers = [
+        (b"", b"x"),
+        (b"x-project-id", longest.encode()),
+        (b"X-Project-Id", longest.encode()),
+    ]
     sent = [(b"authorization", b"Bearer " + token().encode()), *headers]
 
     assert verifier.authenticate(sent).project_id == longest
@@ -301,6 +305,15 @@ def test_the_caller_is_looked_for_behind_trusted_proxies(
             assert asyncio.run(verifier.authenticate_async(headers, client_address=peer))
 
 
+def test_no_other_header_is_taken_for_what_proxies_say() -> None:
+    """`Accept-Encoding` is as long; and a mapping holds the header as well."""
+    text = token(must=["network"], cidrs=["198.51.100.4"])
+    headers = [*bearer(text, X_Forwarded_For="198.51.100.4"), ("Accept-Encoding", "gzip")]
+    with a_verifier(trusted_proxies="10.0.0.0/8") as verifier:
+        assert verifier.authenticate(headers, client_address="10.0.0.1")
+        assert verifier.authenticate(dict(headers), client_address="10.0.0.1")
+
+
 def test_without_trusted_proxies_the_peer_counts(verifier: Verifier) -> None:
     """The header is anybody's."""
     text = token(must=["network"], cidrs=[HERE])
@@ -312,7 +325,7 @@ def test_without_trusted_proxies_the_peer_counts(verifier: Verifier) -> None:
 
 def test_proxies_are_also_said_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """COATCHECK_TRUSTED_PROXIES, as for the server; an argument wins."""
-    monkeypatch.setenv("COATCHECK_TRUSTED_PROXIES", "10.0.0.0/8, 192.0.2.1")
+    monkeypatch.setenv("COATCHECK_TRUSTED_PROXIES", "10.0.0.0/8, 192.0.2.1,")
     headers = bearer(token(must=["network"], cidrs=[HERE]), X_Forwarded_For="10.1.2.3")
     named = bearer(token(must=["network"], cidrs=["198.51.100.4"]), X_Forwarded_For="198.51.100.4")
 
@@ -323,7 +336,9 @@ def test_proxies_are_also_said_by_the_environment(monkeypatch: pytest.MonkeyPatc
         assert refusal(verifier, named, client_address="192.0.2.1").status == 403
 
 
-@pytest.mark.parametrize("networks", ["x", "10.0.0.1/8", ("10.0.0.0/8", ""), ("fe80::1%1",), (7,)])
+@pytest.mark.parametrize(
+    "networks", ["x", "10.0.0.1/8", ("10.0.0.0/8", ""), ("fe80::1%1",), ("a b",)]
+)
 def test_proxies_that_are_no_networks_are_told_at_once(networks: Any) -> None:
     """A typing error would otherwise let anybody, or nobody, say who is calling."""
     with pytest.raises(ValueError, match=r"trusted_proxies: networks such as 10\.0\.0\.0/8"):
@@ -371,6 +386,8 @@ FOREIGN_KEYS: dict[str, tuple[str, str | None]] = {
     "as it is": (FOREIGN, None),
     "nothing but the prefix": ("sk-old-", None),
     "one dot": ("sk-old-a.b", None),
+    "any printable character": ("sk-old-!~", None),
+    "a control character": ("sk-old-\x7f", "token_malformed"),
     "512 characters": ("sk-old-" + "x" * 505, None),
     "513 characters": ("sk-old-" + "x" * 506, "token_malformed"),
     "a blank": ("sk-old-a b", "token_malformed"),
@@ -428,6 +445,8 @@ UNFIT: dict[str, dict[str, object]] = {
     "an empty prefix": {"foreign_prefixes": ["sk-old-", ""]},
     "a prefix with a blank": {"foreign_prefixes": ["sk old"]},
     "a prefix that is no text": {"foreign_prefixes": [7]},
+    "a control character": {"foreign_prefixes": ["\x7f"]},
+    "header of a proxy": {"api_key_header": "Proxy-Authorization"},
     "prefixes in an object": {"foreign_prefixes": {"sk-old-": 1}},
 }
 
@@ -441,6 +460,16 @@ def test_a_product_that_makes_no_sense_is_refused_from_anybody(unfit: dict[str, 
     with pytest.raises(UnfitFeed) as refused:
         read_source(document(**unfit), ISSUER)
     assert refused.value.kind == "unfit_product"
+
+
+def test_a_product_may_be_large_and_use_every_character_of_a_name() -> None:
+    """An issuer that allows more one day must not stop the verifiers of today."""
+    roles = {f"{number}~!".rjust(256, "r"): ["AZ-az"] for number in range(1000)}
+    told = {"roles": roles, "api_key_header": "x-AZaz09", "foreign_prefixes": ["!~"] * 1000}
+
+    parts = product.read(told)
+    assert len(parts["roles"]) == len(parts["foreign_prefixes"]) == 1000
+    assert parts["api_key_header"] == "x-azaz09"
 
 
 def test_a_product_that_was_read_cannot_be_changed() -> None:
@@ -474,12 +503,12 @@ def document(**changes: object) -> bytes:
 
 def test_an_issuer_of_an_older_release_tells_nothing_of_its_product() -> None:
     """Which is fine: it has none of it."""
-    assert read_source(document(), ISSUER).product == Product()
-    assert read_source(document(**TOLD), ISSUER).product == Product(
-        {"viewer": frozenset(("GET",)), "member": frozenset(("GET", "POST"))},
-        "x-acme-key",
-        ("sk-old-",),
-    )
+    assert read_source(document(), ISSUER).product == {}
+    assert read_source(document(**TOLD), ISSUER).product == {
+        "roles": {"viewer": frozenset(("GET",)), "member": frozenset(("GET", "POST"))},
+        "api_key_header": "x-acme-key",
+        "foreign_prefixes": ("sk-old-",),
+    }
 
 
 class Issuer:
@@ -661,7 +690,7 @@ def test_the_document_is_read_again_every_five_minutes(
     assert changes.step() == 0
 
     assert issuer.documents == 2
-    assert changes.product == Product({"viewer": frozenset(("GET", "POST"))})
+    assert changes.product == product.of({"viewer": frozenset(("GET", "POST"))})
     changes.step()
     assert issuer.documents == 2
 
@@ -691,7 +720,7 @@ def test_a_document_that_cannot_be_read_again_takes_nothing_away(
     issuer.document = document()
     clock.now += 300
     changes.step()
-    assert changes.product == Product()
+    assert changes.product == UNTOLD
 
 
 def test_a_first_document_that_makes_no_sense_is_no_start(changes: Changes, issuer: Issuer) -> None:

@@ -50,6 +50,11 @@ CHALLENGES = {
     errors.TokenInQuery: (400, ', error="invalid_request", error_description="{detail}"'),
     errors.TokenExpired: (401, ', error="invalid_token", error_description="{detail}"'),
     errors.TokensOnly: (401, ', error="invalid_token", error_description="{detail}"'),
+    errors.IpNotAllowed: (403, ', error="insufficient_scope", error_description="{detail}"'),
+    errors.RoleNotAllowed: (403, ', error="insufficient_scope", error_description="{detail}"'),
+    errors.ModelNotAllowed: (403, ', error="insufficient_scope", error_description="{detail}"'),
+    errors.WrongProject: (403, ', error="insufficient_scope", error_description="{detail}"'),
+    errors.ProjectRequired: (400, ', error="invalid_request", error_description="{detail}"'),
     errors.InsufficientScope: (
         403,
         (
@@ -82,6 +87,14 @@ def test_our_own_trouble_is_503_without_a_challenge() -> None:
     assert error.challenge is None
     assert "WWW-Authenticate" not in error.headers
     assert error.headers["Retry-After"] == "7"
+
+
+def test_spent_credit_is_429_without_a_challenge_and_without_a_time() -> None:
+    """Another credential would not help, and nobody knows when the limit is raised."""
+    error = made(errors.QuotaExceeded)
+
+    assert (error.status, error.challenge) == (429, None)
+    assert error.headers.keys() == {"Content-Type", "Cache-Control"}
 
 
 def test_a_challenge_without_metadata_still_has_a_parameter() -> None:

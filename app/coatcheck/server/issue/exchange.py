@@ -1,7 +1,8 @@
 """The exchange: one API key in, one token out.  The whole use case, in order.
 
 1. The secret is recognized, the API key is alive (`decide.recognize`).
-2. The asked audience is one this deployment knows.
+2. The asked audience is one this deployment knows, and its use is not paid from a credit that is
+   used up.
 3. Every restriction narrows what the API key has to what was asked (`decide.decide`).
 4. The claims are checked against the token profile (`token_profile.check`).
 5. The token gets its moment, its name and its place in the change log (`CheckedTerms.at`).
@@ -161,6 +162,8 @@ class Issuer:
         audience = self.catalog.audiences.get(self._audience_id(record, asked))
         if audience is None:
             raise Refusal(Reason.INVALID_TARGET, allowed=record.audiences)
+        if record.organization_spent_at is not None and self._costs(record, audience):
+            raise Refusal(Reason.QUOTA_EXCEEDED, at=record.organization_spent_at)
         # 3
         ask = Ask(
             audience.id,
@@ -181,6 +184,14 @@ class Issuer:
         )
         scope = _as_asked(asked.scope) or str(allowance.scopes)
         return _Terms(record, audience, claims, scope.encode("ascii"))
+
+    def _costs(self, record: ApiKeyRecord, audience: Audience) -> bool:
+        """Whether use is paid from the organization's credit.
+
+        Management is not: whoever has used everything up still has to see it, and to revoke.
+        """
+        is_management = audience.id == self.catalog.management_audience
+        return not is_management and not self.catalog.is_free(record.environment)
 
     def _remember(self, terms: _Terms, asked: Asked) -> _Terms:
         self._remembered[(terms.record.digest, asked)] = terms

@@ -22,6 +22,7 @@ from coatcheck import apikey, client_address
 from coatcheck.client_address import Network
 from coatcheck.restrictions import Reason, Refusal
 from coatcheck.server import metrics
+from coatcheck.server.alarms import Alarms
 from coatcheck.server.inflight import ARRIVED_AT, InFlight
 from coatcheck.server.metrics import Metrics
 from coatcheck.server.oauth.bridge import Bridge, BridgeRequest
@@ -69,6 +70,7 @@ class Desk:
     store: Store
     throttle: Throttle
     usage: Usage
+    alarms: Alarms
     clock: Callable[[], float]
     trusted_proxies: Sequence[Network]
     metrics: Metrics
@@ -174,7 +176,7 @@ class FormEndpoint:
     def _look_at(
         self, refusal: Refusal, request: FormRequest, found: Found
     ) -> OAuthError | Refusal:
-        """Count a guess, and log what happened to an API key that exists.
+        """Count a guess, and log what happened to an API key that exists; alarm its owner.
 
         Returns:
             What is told: the refusal, unless the address guessed too often.
@@ -183,6 +185,10 @@ class FormEndpoint:
         record = None if digest is None else found.records.get(digest)
         if record is not None:
             _log.info("refused %s: %s from %s", record.id, refusal.reason.value, request.address)
+            if refusal.reason is Reason.IP_NOT_ALLOWED:
+                self.desk.alarms.wrong_address(
+                    record.id, record.organization_id, request.address, request.now
+                )
         elif refusal.reason is Reason.API_KEY_UNKNOWN:
             retry_after_s = self.desk.throttle.retry_after(by_address(request.address))
             if retry_after_s is not None:
@@ -262,22 +268,38 @@ class TokenEndpoint(FormEndpoint):
         if bridged.issued is not None:
             # 5: in memory only, so that counting before sending delays nobody.
             self.desk.usage.count(
-                bridged.issued.api_key_id, request.now, is_raw_key_use=bridged.is_raw_key_use
+                bridged.issued.api_key_id,
+                request.now,
+                is_raw_key_use=bridged.is_raw_key_use,
+                replaced_digest=_replaced_digest(found, bridged.issued.api_key_id),
             )
             if bridged.is_raw_key_use:
                 self.desk.metrics.count(metrics.CREDENTIAL_CHECKS, "exchange", "accepted", "")
         elif "subject_token" in request.form and bridged.client is not None:
-            self._count_subject(bridged)
+            self._look_at_subject(bridged, reply)
         return reply
 
-    def _count_subject(self, bridged: BridgeRequest) -> None:
+    def _look_at_subject(self, bridged: BridgeRequest, reply: Reply) -> None:
         """Step 4 for a guess that was made at a resource server: its own account, per address."""
         form = bridged.http.form
         assert bridged.client is not None  # noqa: S101 - asked by the only caller
-        if apikey.digest(form["subject_token"]) in bridged.found.records:
-            return
         address = client_address.parse(form.get("client_address", ""))
+        record = bridged.found.records.get(apikey.digest(form["subject_token"]))
+        if record is not None:
+            if reply.code == Reason.IP_NOT_ALLOWED.value:
+                self.desk.alarms.wrong_address(
+                    record.id, record.organization_id, address, bridged.http.now
+                )
+            return
         bucket = f"{bridged.client.id} {by_address(address)}"
         retry_after_s = self.desk.throttle.retry_after(bucket)
         if retry_after_s is not None:
             raise OAuthError.throttled(retry_after_s)
+
+
+def _replaced_digest(found: Found, api_key_id: str) -> bytes | None:
+    """The secret that this API key was presented by, if a rotation has replaced it."""
+    for digest, record in found.records.items():
+        if record.secret_expires_at is not None and record.id == api_key_id:
+            return digest
+    return None

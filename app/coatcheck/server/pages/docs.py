@@ -14,11 +14,13 @@ import base64
 import hashlib
 import json
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
 from importlib import resources
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -35,6 +37,10 @@ Node = Mapping[str, Any]
 _METHODS: Final = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 _FORM: Final = "application/x-www-form-urlencoded"
 _DOCUMENT: Final = "openapi.yaml"
+#: In C, if PyYAML was built with it: a tenth of the time.
+_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+#: An answer that more operations share is described once, and they only point to it.
+_FEW: Final = 3
 #: Has the form of an API key with a checksum that does not fit, so nobody can ever hold it.
 _EXAMPLE_API_KEY: Final = "ck_live_EXAMPLEEXAMPLEEXAMPLEEXAMPLE0000000000"
 
@@ -97,16 +103,25 @@ class Body:
     fields: tuple[Field, ...]
     examples: tuple[Example, ...]
 
+    @property
+    def is_form(self) -> bool:
+        return self.media_type == _FORM
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One status that an operation can answer with."""
+    """One status that an operation can answer with.
+
+    Attributes:
+        shared: its name, if it is described once for many operations.
+    """
 
     status: int
     phrase: str
     description: Markup
     headers: tuple[Header, ...]
     bodies: tuple[Body, ...]
+    shared: str | None = None
 
     @property
     def is_good(self) -> bool:
@@ -116,7 +131,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method of one path."""
+    """One method of one path.
+
+    Attributes:
+        permission: what the caller needs beside a credential.
+    """
 
     id: str
     method: str
@@ -124,11 +143,21 @@ class Operation:
     summary: str
     description: Markup
     needs_api_key: bool
+    permission: str | None
+    path_parameters: tuple[Field, ...]
     headers: tuple[Field, ...]
     query: tuple[Field, ...]
     parameter_examples: tuple[Example, ...]
     request: Body | None
     answers: tuple[Answer, ...]
+
+    @property
+    def own_answers(self) -> tuple[Answer, ...]:
+        return tuple(answer for answer in self.answers if answer.shared is None)
+
+    @property
+    def shared_answers(self) -> tuple[Answer, ...]:
+        return tuple(answer for answer in self.answers if answer.shared is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,19 +172,24 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """An object that is answered: its members, what it can be, or what it narrows."""
+    """An object that is sent or answered: its members, what it can be, or what it builds on.
+
+    Attributes:
+        base: the shape whose members it has, too; `fields` are those that are otherwise here.
+    """
 
     name: str
     description: Markup
     fields: tuple[Field, ...]
     one_of: tuple[str, ...]
-    narrows: str | None
+    base: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
     """A word with its meaning: an error code, or a way to send credentials."""
 
+    id: str
     name: str
     description: Markup
 
@@ -171,9 +205,11 @@ class Page:
     quick_start: tuple[str, ...]
     credentials: tuple[Term, ...]
     groups: tuple[Group, ...]
+    shared: tuple[Answer, ...]
     elsewhere: tuple[Answer, ...]
     anywhere: tuple[Answer, ...]
     error_codes: tuple[Term, ...]
+    problem_codes: tuple[Term, ...]
     shapes: tuple[Shape, ...]
 
 
@@ -208,7 +244,7 @@ def render_docs(openapi_text: str, issuer: str) -> str:
     Raises:
         KeyError: the document refers to something that it does not have.
     """
-    document = yaml.safe_load(openapi_text)
+    document = yaml.load(openapi_text, Loader=_LOADER)  # noqa: S506 - a safe one
     default_issuer = document["servers"][0]["url"]
     page = _Reader(_replaced(document, default_issuer, issuer.rstrip("/"))).page(issuer)
     return _TEMPLATES.get_template("docs.html").render(page=page, links=_Links.of(issuer))
@@ -255,6 +291,14 @@ class _Reader:
     def __init__(self, document: Node) -> None:
         self._document = document
         self._schemas: Node = document["components"]["schemas"]
+        uses = Counter(
+            _name_of(answer)
+            for item in document["paths"].values()
+            for node in item.values()
+            for answer in node["responses"].values()
+            if "$ref" in answer
+        )
+        self._shared = frozenset(name for name, count in uses.items() if count > _FEW)
 
     def page(self, issuer: str) -> Page:
         info = self._document["info"]
@@ -266,18 +310,21 @@ class _Reader:
             description=prose.blocks(info["description"]),
             quick_start=_quick_start(issuer),
             credentials=tuple(
-                Term(scheme["scheme"].title(), prose.blocks(scheme["description"]))
-                for scheme in schemes.values()
+                Term(name, scheme["x-displayName"], prose.blocks(scheme["description"]))
+                for name, scheme in schemes.items()
             ),
             groups=tuple(self._groups()),
+            shared=tuple(self._shared_answers()),
             elsewhere=self._answers(self._document.get("x-any-other-path", {})),
             anywhere=self._answers(self._document.get("x-any-path", {})),
-            error_codes=tuple(
-                Term(code, prose.inline(meaning))
-                for code, meaning in self._schemas["ErrorCode"]["x-enumDescriptions"].items()
-            ),
+            error_codes=self._codes("ErrorCode"),
+            problem_codes=self._codes("ProblemCode"),
             shapes=tuple(self._shapes()),
         )
+
+    def _codes(self, schema: str) -> tuple[Term, ...]:
+        meanings: Mapping[str, str] = self._schemas[schema]["x-enumDescriptions"]
+        return tuple(Term(code, code, prose.inline(text)) for code, text in meanings.items())
 
     def _groups(self) -> Iterator[Group]:
         operations = [
@@ -298,13 +345,16 @@ class _Reader:
     def _operation(self, method: str, path: str, node: Node) -> Operation:
         parameters = [self._resolved(parameter) for parameter in node.get("parameters", ())]
         line = f"{method.upper()} {path}"
+        permissions = [one for way in node["security"] for one in way.get("oauth2", ())]
         return Operation(
             id=node["operationId"],
             method=method.upper(),
             path=path,
             summary=node["summary"],
             description=prose.blocks(node["description"]),
-            needs_api_key=bool(node.get("security")),
+            needs_api_key=bool(node["security"]),
+            permission=" ".join(permissions) or None,
+            path_parameters=self._parameters(parameters, "path"),
             headers=self._parameters(parameters, "header"),
             query=self._parameters(parameters, "query"),
             parameter_examples=tuple(
@@ -346,43 +396,59 @@ class _Reader:
 
     def _answers(self, nodes: Node) -> tuple[Answer, ...]:
         return tuple(
-            Answer(
-                status=int(status),
-                phrase=HTTPStatus(int(status)).phrase,
-                description=prose.blocks(answer["description"]),
-                headers=tuple(
-                    Header(
-                        name,
-                        header.get("required", False),
-                        prose.inline(header["description"]),
-                        str(header["example"]),
-                    )
-                    for name, header in (
-                        (name, self._resolved(header))
-                        for name, header in answer.get("headers", {}).items()
-                    )
-                ),
-                bodies=tuple(
-                    Body(
-                        media_type=media_type,
-                        shape=self._shape_of(content["schema"]),
-                        fields=(),
-                        examples=tuple(
-                            Example(
-                                name,
-                                prose.inline(example["summary"]),
-                                _as_text(media_type, example["value"]),
-                            )
-                            for name, example in self._examples(content)
-                        ),
-                    )
-                    for media_type, content in answer.get("content", {}).items()
-                ),
+            self._answer(
+                int(status),
+                self._resolved(answer),
+                _name_of(answer) if "$ref" in answer else None,
             )
-            for status, answer in (
-                (status, self._resolved(answer)) for status, answer in nodes.items()
-            )
+            for status, answer in nodes.items()
         )
+
+    def _answer(self, status: int, answer: Node, name: str | None) -> Answer:
+        return Answer(
+            status=status,
+            phrase=HTTPStatus(status).phrase,
+            description=prose.blocks(answer["description"]),
+            headers=tuple(
+                Header(
+                    name,
+                    header.get("required", False),
+                    prose.inline(header["description"]),
+                    str(header["example"]),
+                )
+                for name, header in (
+                    (name, self._resolved(header))
+                    for name, header in answer.get("headers", {}).items()
+                )
+            ),
+            bodies=tuple(
+                Body(
+                    media_type=media_type,
+                    shape=self._shape_of(content["schema"]),
+                    fields=(),
+                    examples=tuple(
+                        Example(
+                            name,
+                            prose.inline(example["summary"]),
+                            _as_text(media_type, example["value"]),
+                        )
+                        for name, example in self._examples(content)
+                    ),
+                )
+                for media_type, content in answer.get("content", {}).items()
+            ),
+            shared=name if name in self._shared else None,
+        )
+
+    def _shared_answers(self) -> Iterator[Answer]:
+        """Each shared answer once, by status."""
+        found: dict[str, Answer] = {}
+        for item in self._document["paths"].values():
+            for node in item.values():
+                for answer in self._answers(node["responses"]):
+                    if answer.shared is not None:
+                        found.setdefault(answer.shared, answer)
+        yield from sorted(found.values(), key=attrgetter("status"))
 
     def _examples(self, content: Node) -> Iterator[tuple[str, Node]]:
         for name, example in content["examples"].items():
@@ -393,26 +459,30 @@ class _Reader:
         for name, schema in self._schemas.items():
             if name in asked or not _is_shape(schema):
                 continue
-            base, narrowed = self._narrowing(schema)
+            base, own = self._building(schema)
             yield Shape(
                 name=name,
                 description=prose.blocks(schema["description"]),
-                fields=self._fields(narrowed),
+                fields=self._fields(own),
                 one_of=tuple(_name_of(variant) for variant in schema.get("oneOf", ())),
-                narrows=base,
+                base=base,
             )
 
-    def _narrowing(self, schema: Node) -> tuple[str | None, Node]:
-        """What an `allOf` of a base and its narrowed members says; else the schema as it is."""
+    def _building(self, schema: Node) -> tuple[str | None, Node]:
+        """What an `allOf` of a base and its own members says; else the schema as it is.
+
+        A member that the base has as well is narrowed, any other is added.
+        """
         if "allOf" not in schema:
             return None, schema
-        base, narrowed = schema["allOf"]
+        base, own = schema["allOf"]
+        known = self._resolved(base)
         merged = {
-            name: {**self._resolved(member), **narrowed["properties"].get(name, {})}
-            for name, member in self._resolved(base)["properties"].items()
-            if name in narrowed["properties"]
+            name: {**self._resolved(known["properties"].get(name, {})), **member}
+            for name, member in own["properties"].items()
         }
-        return _name_of(base), {"properties": merged, "required": list(merged)}
+        required = [*known.get("required", ()), *own.get("required", ())]
+        return _name_of(base), {"properties": merged, "required": required}
 
     def _request_schemas(self) -> Iterator[str]:
         for item in self._document["paths"].values():
@@ -471,10 +541,9 @@ def _kind(schema: Node) -> str:
     if "enum" in schema:
         *most, last = map(_literal, schema["enum"])
         return f"{', '.join(most)} or {last}" if most else f"always {last}"
-    kind = str(schema.get("type", "object"))
-    if kind == "array":
-        item = schema["items"]
-        kind = "list" if "$ref" in item else f"list of {_kind(item)}"
+    told = schema.get("type", "object")
+    kinds = [told] if isinstance(told, str) else told
+    kind = " or ".join(_list_of(schema["items"]) if one == "array" else one for one in kinds)
     lowest, highest = schema.get("minimum"), schema.get("maximum")
     if lowest is not None and highest is not None:
         return f"{kind}, {lowest} to {highest}"
@@ -483,6 +552,10 @@ def _kind(schema: Node) -> str:
     if "maxLength" in schema:
         return f"{kind}, at most {schema['maxLength']} characters"
     return kind
+
+
+def _list_of(item: Node) -> str:
+    return "list" if "$ref" in item else f"list of {_kind(item)}"
 
 
 def _literal(value: object) -> str:

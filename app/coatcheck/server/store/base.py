@@ -57,6 +57,7 @@ class ApiKeyRecord:
     models: tuple[str, ...] | None = None
     group_id: str | None = None
     group_models: tuple[str, ...] | None = None
+    organization_spent_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

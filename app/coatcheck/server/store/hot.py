@@ -116,6 +116,7 @@ def record_from(row: Sequence[Any]) -> ApiKeyRecord:
         models=_words(row[17]),
         group_id=row[18],
         group_models=_words(row[19]),
+        organization_spent_at=row[20],
     )
 
 
@@ -167,6 +168,7 @@ def _find_api_keys(*before: ColumnElement[Any]) -> Select[*tuple[Any, ...]]:
             col(ApiKey.models),
             col(ApiKey.group_id),
             col(Group.models),
+            col(Organization.credit_spent_at),
         )
         .join(ApiKey, col(ApiKey.id) == col(ApiKeySecret.api_key_id))
         .join(Organization, col(Organization.id) == col(ApiKey.organization_id))

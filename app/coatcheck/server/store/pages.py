@@ -1,8 +1,9 @@
 """Lists of API keys, a page at a time, at the same cost whether there are a thousand or a million.
 
-Each page walks along one index and looks at MOST_SCANNED rows at most.  What cannot be asked of
-an index (part of a name, last use) is asked of those rows, so that a page may be short, or even
-empty, while there are more.
+Each page walks along one index, in steps, until it is full or has looked at MOST_SCANNED rows.
+What cannot be asked of an index (a project, the last use) is asked of those rows, so that a page
+may be short, or even empty, while there are more.  Whoever looks for a name waits a little longer
+rather than turning empty pages.
 """
 
 from collections.abc import Sequence
@@ -15,8 +16,12 @@ from sqlmodel import Session, col, func
 
 from coatcheck.server.store.tables import ApiKey, ApiKeyUsage
 
-#: Rows that one page looks at.
-MOST_SCANNED: Final = 1000
+#: Rows that one page looks at, and those of them at once.
+MOST_SCANNED: Final = 512
+_STEP: Final = 128
+#: The same while a name is looked for.
+MOST_SCANNED_FOR_TEXT: Final = 20_000
+_STEP_FOR_TEXT: Final = 2000
 
 Status = Literal["active", "disabled", "expired", "revoked", "all"]
 
@@ -66,33 +71,48 @@ def read_page(
         limit: API keys on a page, at most.
     """
     is_by_end = wanted.status == "expired" or wanted.ends_before is not None
-    scan = _by_end if is_by_end else _by_id
-    rows = session.connection().execute(scan(organization_id, wanted, now, after)).all()
-    scanned = [Position(row[1], row[0]) for row in rows]
-    if not scanned:
-        return [], None
-    fitting = set(
-        session.connection().scalars(
-            select(col(ApiKey.id))
-            .outerjoin(ApiKeyUsage, col(ApiKeyUsage.api_key_id) == col(ApiKey.id))
-            .where(col(ApiKey.id).in_([one.id for one in scanned]), *_conditions(wanted, now))
-        )
-    )
-    found = [one for one in scanned if one.id in fitting]
-    last = found[limit - 1] if len(found) >= limit else scanned[-1]
+    walk = _by_end if is_by_end else _by_id
+    step, most = _STEP, MOST_SCANNED
+    if wanted.text:
+        step, most = _STEP_FOR_TEXT, MOST_SCANNED_FOR_TEXT
+    found: list[Position] = []
+    looked_at = 0
+    is_end = False
+    while len(found) < limit and looked_at < most and not is_end:
+        query = walk(organization_id, wanted, now, after, step)
+        seen = [Position(row[1], row[0]) for row in session.connection().execute(query)]
+        looked_at += len(seen)
+        is_end = len(seen) < step
+        if seen:
+            after = seen[-1]
+            fitting = _fitting(session, wanted, now, seen)
+            found += [one for one in seen if one.id in fitting]
+    following = None if is_end else after
+    if len(found) >= limit:
+        # The next page begins behind the last one shown, unless nothing is left there.
+        following = None if is_end and len(found) == limit else found[limit - 1]
     shown = found[:limit]
-    is_end = last == scanned[-1] and len(scanned) < MOST_SCANNED
     api_keys = {
         row.id: row
         for row in session.exec(
             sqlmodel.select(ApiKey).where(col(ApiKey.id).in_([one.id for one in shown]))
         )
     }
-    return [api_keys[one.id] for one in shown], None if is_end else last
+    return [api_keys[one.id] for one in shown], following
+
+
+def _fitting(session: Session, wanted: Filter, now: int, seen: Sequence[Position]) -> set[str]:
+    """The ids of those rows that are wanted."""
+    query = (
+        select(col(ApiKey.id))
+        .outerjoin(ApiKeyUsage, col(ApiKeyUsage.api_key_id) == col(ApiKey.id))
+        .where(col(ApiKey.id).in_([one.id for one in seen]), *_conditions(wanted, now))
+    )
+    return set(session.connection().scalars(query))
 
 
 def _by_id(
-    organization_id: str, wanted: Filter, now: int, after: Position | None
+    organization_id: str, wanted: Filter, now: int, after: Position | None, step: int
 ) -> Select[*tuple[Any, ...]]:
     """The rows of some states, in the order of their ids: one walk along the index for each."""
     states = ("active", "disabled", "revoked") if wanted.status == "all" else (wanted.status,)
@@ -105,14 +125,14 @@ def _by_id(
         )
         if after is not None:
             walk = walk.where(key < after.id if wanted.newest_first else key > after.id)
-        walks.append(select(walk.order_by(order).limit(MOST_SCANNED).subquery().c.id))
+        walks.append(select(walk.order_by(order).limit(step).subquery().c.id))
     together = union_all(*walks).subquery()
     by = together.c.id.desc() if wanted.newest_first else together.c.id
-    return select(together.c.id, literal(0)).order_by(by).limit(MOST_SCANNED)
+    return select(together.c.id, literal(0)).order_by(by).limit(step)
 
 
 def _by_end(
-    organization_id: str, wanted: Filter, now: int, after: Position | None
+    organization_id: str, wanted: Filter, now: int, after: Position | None, step: int
 ) -> Select[*tuple[Any, ...]]:
     """The rows with an end, in the order of their ends."""
     end, key = col(ApiKey.expires_at), col(ApiKey.id)
@@ -125,7 +145,7 @@ def _by_end(
         query = query.where(or_(end > after.at, (end == after.at) & (key > after.id)))
         # Said once more, so that the walk along the index begins there.
         query = query.where(end >= after.at)
-    return query.order_by(end, key).limit(MOST_SCANNED)
+    return query.order_by(end, key).limit(step)
 
 
 def _conditions(wanted: Filter, now: int) -> list[ColumnElement[bool]]:

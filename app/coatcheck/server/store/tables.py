@@ -73,6 +73,8 @@ class Organization(SQLModel, table=True):
     credit_limit: int | None = Field(default=None, sa_type=BigInteger)
     low_credit: int | None = Field(default=None, sa_type=BigInteger)
     """What is left of the credit when its owners are told."""
+    credit_spent_at: int | None = Field(default=None, sa_type=BigInteger)
+    """Since when the credit is used up."""
 
 
 class Project(SQLModel, table=True):
@@ -200,7 +202,16 @@ class ApiKeySecret(SQLModel, table=True):
     """A secret of an API key, by digest; two of them while a rotation's overlap lasts."""
 
     __tablename__ = "api_key_secrets"
-    __table_args__ = _BY_PRIMARY_KEY
+    __table_args__ = (
+        Index(
+            "ix_api_key_secrets_sealing_key_id_digest",
+            "sealing_key_id",
+            "digest",
+            sqlite_where=text("sealing_key_id IS NOT NULL"),
+            postgresql_where=text("sealing_key_id IS NOT NULL"),
+        ),
+        _BY_PRIMARY_KEY,
+    )
 
     digest: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
     api_key_id: str = Field(foreign_key="api_keys.id", index=True)

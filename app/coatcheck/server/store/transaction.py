@@ -5,26 +5,33 @@ line, never on the token path.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
     Compiled,
     Connection,
     Dialect,
+    LargeBinary,
     Select,
     String,
+    and_,
     bindparam,
     case,
     column,
     delete,
     insert,
+    literal_column,
+    or_,
     text,
     update,
 )
+from sqlalchemy import false as sql_false
+from sqlalchemy import select as sql_select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, SQLModel, col, func, select
@@ -42,8 +49,10 @@ from coatcheck.server.store.tables import (
     IdempotentRequest,
     Member,
     Organization,
+    OrganizationUsage,
     Project,
     SigningKey,
+    UsageReport,
 )
 
 #: Rows of one table that one statement carries; bounds memory while millions are written.
@@ -65,67 +74,156 @@ _COUNT_ON_FROM: Final[Mapping[str, str]] = {
     "sqlite": "UPDATE sqlite_sequence SET seq = :last WHERE name = 'changes'",
     "postgresql": "SELECT setval(pg_get_serial_sequence('changes', 'seq'), :last)",
 }
+#: In the very words of its index: SQLite takes an index of some rows for no others.
+_IS_DEVICE_KEY: Final = text("device IS NOT NULL AND state IN ('active', 'disabled')")
 _to_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
-#: What is counted of an API key.
-_COUNTS: Final = ("tokens_issued", "raw_key_uses", "last_used_at")
+class Reported(NamedTuple):
+    """What resource servers reported.  Credits in millionths, times in seconds since the epoch."""
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    credits: int = 0
+    agent_runs: int = 0
+    last_used_at: int = 0
 
 
-def _usage_by_row(connection: Connection, rows: list[dict[str, Any]]) -> None:
-    _execute_many(connection, _one_row_of_usage(connection.dialect), rows)
+class Credit(NamedTuple):
+    """What an organization or an API key may use, and has used, in millionths.
+
+    Attributes:
+        organization_id: whose it is.
+        low: what is left when the owners are told; None: a tenth of an API key's limit, or never.
+        spent_at: since when an organization's is used up.
+    """
+
+    id: str
+    organization_id: str
+    limit: int
+    used: int
+    low: int | None = None
+    spent_at: int | None = None
+
+
+class ApiKeyCounts(NamedTuple):
+    """How many API keys there are.
+
+    Attributes:
+        by_status: as `status` shows them.
+        expiring: those of the active ones that end before some moment.
+        last: the id of the last one that was counted; None: there are no more.
+    """
+
+    by_status: Mapping[str, int]
+    expiring: int
+    last: str | None
+
+
+class _Sums(NamedTuple):
+    """A table with one row of sums for each of something, and the sums that are added to.
+
+    Attributes:
+        owner: the table of what they are of; nothing is added for what is not there.
+    """
+
+    table: str
+    id: str
+    owner: str
+    names: tuple[str, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*self.names, "last_used_at")
+
+
+_COUNTED: Final = ("tokens_issued", "raw_key_uses")
+_REPORTED: Final = Reported._fields[:-1]
+_COUNTED_OF_API_KEYS: Final = _Sums("api_key_usage", "api_key_id", "api_keys", _COUNTED)
+_REPORTED_OF_API_KEYS: Final = _Sums(
+    "api_key_usage", "api_key_id", "api_keys", (*_COUNTED, *_REPORTED)
+)
+_REPORTED_OF_ORGANIZATIONS: Final = _Sums(
+    "organization_usage", "organization_id", "organizations", _REPORTED
+)
+#: API keys that one statement counts.
+_MOST_COUNTED: Final = 50_000
+#: A sum stays here once it is reached: SQLite would go on with a float, PostgreSQL refuse.
+_MOST: Final = 2**62
+
+
+def _add_by_row(connection: Connection, sums: _Sums, rows: list[dict[str, Any]]) -> None:
+    _execute_many(connection, _one_row_of(sums, connection.dialect), rows)
 
 
 @lru_cache
-def _one_row_of_usage(dialect: Dialect) -> Compiled:
-    given = [bindparam(name, type_=BigInteger()) for name in _COUNTS]
-    known = select(col(ApiKey.id), *given).where(
-        col(ApiKey.id) == bindparam("api_key_id", type_=String())
-    )
-    compiled: Compiled = _upsert(dialect, known).compile(dialect=dialect)
+def _one_row_of(sums: _Sums, dialect: Dialect) -> Compiled:
+    given = [bindparam(name, type_=BigInteger()) for name in sums.columns]
+    owner = SQLModel.metadata.tables[sums.owner]
+    known = select(owner.c.id, *given).where(owner.c.id == bindparam(sums.id, type_=String()))
+    compiled: Compiled = _upsert(sums, dialect, known).compile(dialect=dialect)
     return compiled
 
 
-def _usage_in_arrays(connection: Connection, rows: list[dict[str, Any]]) -> None:
+def _add_in_arrays(connection: Connection, sums: _Sums, rows: list[dict[str, Any]]) -> None:
     """In one statement: each would be a round trip."""
-    types: dict[str, Any] = {"api_key_id": String(), **dict.fromkeys(_COUNTS, BigInteger())}
+    types: dict[str, Any] = {sums.id: String(), **dict.fromkeys(sums.columns, BigInteger())}
     arrays = [bindparam(name, type_=postgresql.ARRAY(of)) for name, of in types.items()]
     columns: list[Any] = [column(name, of) for name, of in types.items()]
     given = func.unnest(*arrays).table_valued(*columns, name="given").render_derived()
+    owner = SQLModel.metadata.tables[sums.owner]
     known = (
-        select(col(ApiKey.id), *[given.c[name] for name in _COUNTS])
-        .join(given, given.c.api_key_id == col(ApiKey.id))
-        .order_by(col(ApiKey.id))
+        select(owner.c.id, *[given.c[name] for name in sums.columns])
+        .join(given, given.c[sums.id] == owner.c.id)
+        .order_by(owner.c.id)
     )
     in_columns = {name: [row[name] for row in rows] for name in types}
-    connection.execute(_upsert(connection.dialect, known), in_columns)
+    connection.execute(_upsert(sums, connection.dialect, known), in_columns)
 
 
-#: How usage is added, in the words of each database.
-_ADD_USAGE: Final[Mapping[str, Callable[[Connection, list[dict[str, Any]]], None]]] = {
-    "sqlite": _usage_by_row,
-    "postgresql": _usage_in_arrays,
+#: How sums are added to, in the words of each database.
+_ADD: Final[Mapping[str, Callable[[Connection, _Sums, list[dict[str, Any]]], None]]] = {
+    "sqlite": _add_by_row,
+    "postgresql": _add_in_arrays,
 }
 
 
-def _upsert(dialect: Dialect, known: Select[*tuple[Any, ...]]) -> Any:
-    """Insert rows of usage or add to them; nothing for an API key that does not exist."""
-    usage = SQLModel.metadata.tables[str(ApiKeyUsage.__tablename__)]
-    upsert = _UPSERT[dialect.name](usage).from_select(
-        ("api_key_id", *_COUNTS), known, include_defaults=False
+def _upsert(sums: _Sums, dialect: Dialect, known: Select[*tuple[Any, ...]]) -> Any:
+    """Insert rows of sums or add to them."""
+    table = SQLModel.metadata.tables[sums.table]
+    upsert = _UPSERT[dialect.name](table).from_select(
+        (sums.id, *sums.columns), known, include_defaults=False
     )
     new = upsert.excluded
+    most: Any = literal_column(str(_MOST), BigInteger())
+    added = {
+        name: case((table.c[name] > most - new[name], most), else_=table.c[name] + new[name])
+        for name in sums.names
+    }
+    # A worker that was cut off for a while must not turn the last use back.
+    last = case(
+        (table.c.last_used_at > new.last_used_at, table.c.last_used_at), else_=new.last_used_at
+    )
     return upsert.on_conflict_do_update(
-        index_elements=["api_key_id"],
-        set_={
-            "tokens_issued": usage.c.tokens_issued + new.tokens_issued,
-            "raw_key_uses": usage.c.raw_key_uses + new.raw_key_uses,
-            # A worker that was cut off for a while must not turn the last use back.
-            "last_used_at": case(
-                (new.last_used_at > usage.c.last_used_at, new.last_used_at),
-                else_=usage.c.last_used_at,
-            ),
-        },
+        index_elements=[sums.id], set_={**added, "last_used_at": last}
+    )
+
+
+@lru_cache
+def _use_of_secret(dialect: Dialect) -> Compiled:
+    """The last use of a secret that was replaced."""
+    last = col(ApiKeySecret.last_used_at)
+    used_at = bindparam("used_at", type_=BigInteger())
+    return (
+        update(ApiKeySecret)
+        .where(
+            col(ApiKeySecret.digest) == bindparam("of_digest", type_=LargeBinary()),
+            col(ApiKeySecret.expires_at).is_not(None),
+            or_(last.is_(None), last < bindparam("later_than", type_=BigInteger())),
+        )
+        .values(last_used_at=used_at)
+        .compile(dialect=dialect)
     )
 
 
@@ -142,10 +240,19 @@ class Transaction:
         #: The change that was appended last; tells whether a commit was done.
         self.last_change_id: str | None = None
 
+    @contextmanager
+    def transaction(self, *, read_only: bool = False) -> Iterator["Transaction"]:
+        """This one: a use case that another one calls joins it."""
+        yield self
+
     # --- the deployment
 
     def deployment(self) -> Deployment | None:
         return self._session.get(Deployment, 1)
+
+    def deployment_for_change(self) -> Deployment:
+        """The deployment's row; two that change it come one after the other."""
+        return self._session.get_one(Deployment, 1, with_for_update={"key_share": True})
 
     def revision(self) -> str | None:
         """The schema's."""
@@ -216,6 +323,28 @@ class Transaction:
     def organizations(self) -> Sequence[Organization]:
         return self._session.exec(select(Organization).order_by(col(Organization.id))).all()
 
+    def organizations_page(self, after: str, limit: int) -> Sequence[Organization]:
+        """Organizations, the oldest first, from the one after `after`."""
+        return self._session.exec(
+            select(Organization)
+            .where(col(Organization.id) > after)
+            .order_by(col(Organization.id))
+            .limit(limit)
+        ).all()
+
+    def forget_sealed_copies(self, organization_id: str) -> None:
+        """Delete the sealed copy of every secret of an organization; the secrets go on working."""
+        self._session.flush()
+        own = select(ApiKey.id).where(ApiKey.organization_id == organization_id)
+        statement = (
+            update(ApiKeySecret)
+            .where(col(ApiKeySecret.api_key_id).in_(own), col(ApiKeySecret.sealed).is_not(None))
+            .values(sealed=None, sealing_key_id=None)
+        )
+        self._session.connection().execute(statement)
+        # What was read of them before is out of date.
+        self._session.expire_all()
+
     # --- projects, members, groups
 
     def project(self, project_id: str) -> Project | None:
@@ -247,6 +376,42 @@ class Transaction:
             .order_by(col(Member.id))
             .limit(limit)
         ).all()
+
+    def member_by_email(self, organization_id: str, email: str) -> Member | None:
+        """The member of an organization with this address, if it was not removed."""
+        query = select(Member).where(
+            Member.organization_id == organization_id,
+            Member.email == email,
+            col(Member.removed_at).is_(None),
+        )
+        return self._session.exec(query.limit(1)).first()
+
+    def live_api_keys_of_member(self, organization_id: str, member_id: str) -> Sequence[ApiKey]:
+        """A member's own API keys that are neither revoked nor deleted, the oldest first.
+
+        It walks along all such API keys of the organization: nothing is indexed by member alone.
+        """
+        query = (
+            select(ApiKey)
+            .where(
+                ApiKey.organization_id == organization_id,
+                col(ApiKey.state).in_(("active", "disabled")),
+                ApiKey.member_id == member_id,
+            )
+            .order_by(col(ApiKey.id))
+        )
+        return self._session.exec(query).all()
+
+    def has_api_keys_in_group(self, group_id: str) -> bool:
+        """Whether an API key that is neither revoked nor deleted belongs to a group.
+
+        It looks at API keys until it finds one, at all of them if there is none: nothing is
+        indexed by group, because nobody else asks, and groups are seldom deleted.
+        """
+        query = select(ApiKey.id).where(
+            ApiKey.group_id == group_id, col(ApiKey.state).in_(("active", "disabled"))
+        )
+        return self._session.exec(query.limit(1)).first() is not None
 
     def group(self, group_id: str) -> Group | None:
         return self._session.get(Group, group_id, with_for_update=self._for_change)
@@ -350,11 +515,72 @@ class Transaction:
             .order_by(col(ApiKeySecret.created_at), col(ApiKeySecret.expires_at).nulls_last())
         ).all()
 
+    def copies(self, sealing_key_id: str, after: bytes, limit: int) -> Sequence[ApiKeySecret]:
+        """Secrets of which a copy was sealed with this sealing key, by digest, behind `after`."""
+        return self._session.exec(
+            select(ApiKeySecret)
+            .where(ApiKeySecret.sealing_key_id == sealing_key_id, ApiKeySecret.digest > after)
+            .order_by(col(ApiKeySecret.digest))
+            .limit(limit)
+            .with_for_update(key_share=True)
+        ).all()
+
+    def sealing_keys_of_copies(self) -> list[str]:
+        """The ids of the sealing keys that copies of secrets need."""
+        found: list[str] = []
+        last = ""
+        while True:
+            # One step down the index for each, however many copies there are.
+            query = select(func.min(ApiKeySecret.sealing_key_id)).where(
+                col(ApiKeySecret.sealing_key_id) > last
+            )
+            following = self._session.exec(query).one()
+            if following is None:
+                return found
+            found.append(following)
+            last = following
+
     def add_api_keys(self, api_keys: list[dict[str, Any]], secrets: list[dict[str, Any]]) -> None:
-        """Add many API keys at once, as rows of their tables."""
+        """Add many API keys at once, as rows of their tables.
+
+        Raises:
+            Taken: one is for a member's device that has one at this very moment.
+        """
         self._session.flush()
-        self._insert(ApiKey, api_keys)
+        try:
+            self._insert(ApiKey, api_keys)
+        except IntegrityError:
+            raise Taken from None
         self._insert(ApiKeySecret, secrets)
+
+    def device_key(self, member_id: str, device: str) -> ApiKey | None:
+        """The API key of a member's device that is neither revoked nor deleted."""
+        query = (
+            select(ApiKey.id)
+            .where(_IS_DEVICE_KEY)
+            .where(ApiKey.member_id == member_id, ApiKey.device == device)
+        )
+        api_key_id = self._session.exec(query).first()
+        return None if api_key_id is None else self.api_key(api_key_id)
+
+    def device_keys(
+        self, member_id: str, project_id: str | None, after: str, limit: int
+    ) -> Sequence[ApiKey]:
+        """API keys of a member's devices, by device, from the one after `after`.
+
+        Args:
+            project_id: only those bound to it; None: all.
+        """
+        query = (
+            select(ApiKey)
+            .where(_IS_DEVICE_KEY)
+            .where(ApiKey.member_id == member_id, col(ApiKey.device) > after)
+            .order_by(col(ApiKey.device))
+            .limit(limit)
+        )
+        if project_id is not None:
+            query = query.where(ApiKey.project_id == project_id)
+        return self._session.exec(query).all()
 
     def disable_api_keys(self, api_key_ids: Sequence[str], at: int) -> None:
         """Disable many at once; what was read of them before is out of date then."""
@@ -379,20 +605,132 @@ class Transaction:
             counts: by API key id: tokens issued, raw-key uses, last use in seconds since the
                 epoch.
         """
-        if not counts:
-            return
-        # In one order everywhere, so that two processes never wait for each other in a circle.
+        self._add_sums(_COUNTED_OF_API_KEYS, {one: (*count,) for one, count in counts.items()})
+
+    def add_uses_of_secrets(self, last_used_at: Mapping[bytes, int]) -> None:
+        """Move on when replaced secrets were used last, in seconds since the epoch, by digest."""
         rows = [
-            {
-                "api_key_id": api_key_id,
-                "tokens_issued": tokens_issued,
-                "raw_key_uses": raw_key_uses,
-                "last_used_at": last_used_at,
-            }
-            for api_key_id, (tokens_issued, raw_key_uses, last_used_at) in sorted(counts.items())
+            {"of_digest": digest, "used_at": at, "later_than": at}
+            for digest, at in sorted(last_used_at.items())
         ]
         connection = self._session.connection()
-        _ADD_USAGE[connection.dialect.name](connection, rows)
+        _execute_many(connection, _use_of_secret(connection.dialect), rows)
+
+    def metered(self, api_key_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
+        """The organization and the environment of each of these API keys, deleted ones too."""
+        query = select(ApiKey.id, ApiKey.organization_id, ApiKey.environment).where(
+            col(ApiKey.id).in_(api_key_ids)
+        )
+        return {row[0]: (row[1], row[2]) for row in self._session.exec(query)}
+
+    def add_usage_reports(self, report_ids: Iterable[str], at: int) -> set[str]:
+        """Remember reports.  Returns those that were not known."""
+        # In one order everywhere, so that two who report never wait for each other in a circle.
+        rows = [{"id": report_id, "at": at} for report_id in sorted(report_ids)]
+        if not rows:
+            return set()
+        connection = self._session.connection()
+        table = SQLModel.metadata.tables[str(UsageReport.__tablename__)]
+        insert_new = _UPSERT[connection.dialect.name](table).values(rows)
+        added = insert_new.on_conflict_do_nothing().returning(table.c.id)
+        return set(connection.scalars(added))
+
+    def forget_usage_reports(self, before_at: int) -> None:
+        """Let go of some of those that were counted before a moment."""
+        table = SQLModel.metadata.tables[str(UsageReport.__tablename__)]
+        # What somebody else is about to delete need not be waited for.
+        old = (
+            select(table.c.id)
+            .where(table.c.at < before_at)
+            .order_by(table.c.at)
+            .limit(_BATCH)
+            .with_for_update(skip_locked=True)
+        )
+        self._session.connection().execute(delete(table).where(table.c.id.in_(old)))
+
+    def add_reported(
+        self, of_api_keys: Mapping[str, Reported], of_organizations: Mapping[str, Reported]
+    ) -> None:
+        """Add to what was reported before, by id."""
+        self._add_sums(
+            _REPORTED_OF_API_KEYS, {one: (0, 0, *sums) for one, sums in of_api_keys.items()}
+        )
+        self._add_sums(_REPORTED_OF_ORGANIZATIONS, of_organizations)
+
+    def _add_sums(self, sums: _Sums, added: Mapping[str, tuple[int, ...]]) -> None:
+        # In one order everywhere, so that two processes never wait for each other in a circle.
+        rows = [
+            {sums.id: one, **dict(zip(sums.columns, values, strict=True))}
+            for one, values in sorted(added.items())
+        ]
+        if rows:
+            connection = self._session.connection()
+            _ADD[connection.dialect.name](connection, sums, rows)
+
+    def organization_usage(self, organization_id: str) -> OrganizationUsage | None:
+        """What was reported of an organization's API keys; None: nothing yet."""
+        return self._session.get(OrganizationUsage, organization_id)
+
+    def credits_of_api_keys(self, api_key_ids: Iterable[str]) -> list[Credit]:
+        """Of those that have a limit and a use."""
+        query = (
+            select(ApiKey.id, ApiKey.organization_id, col(ApiKey.credit_limit), ApiKeyUsage.credits)
+            .join(ApiKeyUsage, col(ApiKeyUsage.api_key_id) == col(ApiKey.id))
+            .where(col(ApiKey.id).in_(api_key_ids), col(ApiKey.credit_limit).is_not(None))
+            .order_by(col(ApiKey.id))
+        )
+        rows: Iterable[Any] = self._session.connection().execute(query)
+        return [Credit(*row) for row in rows]
+
+    def credits_of_organizations(self, organization_ids: Iterable[str]) -> list[Credit]:
+        """Of those that have a limit and a use."""
+        query = (
+            sql_select(
+                col(Organization.id),
+                col(Organization.id),
+                col(Organization.credit_limit),
+                col(OrganizationUsage.credits),
+                col(Organization.low_credit),
+                col(Organization.credit_spent_at),
+            )
+            .join(OrganizationUsage, col(OrganizationUsage.organization_id) == col(Organization.id))
+            .where(
+                col(Organization.id).in_(organization_ids),
+                col(Organization.credit_limit).is_not(None),
+            )
+            .order_by(col(Organization.id))
+        )
+        rows: Iterable[Any] = self._session.connection().execute(query)
+        return [Credit(*row) for row in rows]
+
+    def count_api_keys(self, now: int, ends_before: int, after: str = "") -> ApiKeyCounts:
+        """Count some API keys, in the order of their ids, from the one after `after`.
+
+        Some, so that nobody waits for all of them: each has to be looked at.
+        """
+        some = (
+            sql_select(col(ApiKey.id), col(ApiKey.state), col(ApiKey.expires_at))
+            .where(col(ApiKey.id) > after)
+            .order_by(col(ApiKey.id))
+            .limit(_MOST_COUNTED)
+            .subquery()
+        )
+        state, end = some.c.state, some.c.expires_at
+        has_ended = func.coalesce(end <= now, sql_false())
+        counted: dict[str, Any] = {
+            "active": and_(state == "active", ~has_ended),
+            "disabled": and_(state == "disabled", ~has_ended),
+            "expired": and_(state.in_(("active", "disabled")), has_ended),
+            "revoked": state == "revoked",
+        }
+        is_expiring = and_(state == "active", end > now, end <= ends_before)
+        sums = [
+            func.coalesce(func.sum(case((one, 1), else_=0)), 0)
+            for one in (*counted.values(), is_expiring)
+        ]
+        query = sql_select(func.max(some.c.id), *sums)
+        last, *numbers, expiring = self._session.connection().execute(query).one()
+        return ApiKeyCounts(dict(zip(counted, numbers, strict=True)), expiring, last)
 
     # --- signing keys
 
@@ -406,6 +744,10 @@ class Transaction:
         The deployment's own row is the lock, because a first signing key has none.
         """
         self._session.exec(select(Deployment.id).with_for_update(key_share=True)).all()
+
+    def hold_signing_keys(self) -> None:
+        """Keep everybody from changing the ring until this write ends, beside others who do so."""
+        self._session.exec(select(Deployment.id).with_for_update(read=True)).all()
 
     def add_signing_key(self, row: SigningKey) -> None:
         """Add a signing key.
@@ -440,6 +782,7 @@ class Transaction:
         *,
         subject: str | None = None,
         what: str | None = None,
+        of_platform: bool = False,
         most_scanned: int = 1000,
     ) -> tuple[Sequence[ChangeRow], int | None]:
         """Rows of the change log, the newest first, and where the next page begins.
@@ -448,19 +791,22 @@ class Transaction:
             organization_id: whose; None: everybody's.
             before: below this sequence number.
             what: what the kind of change begins with, as `api_key.`.
+            of_platform: only what is of no organization.
         """
         seq = col(ChangeRow.seq)
+        whose = col(ChangeRow.organization_id)
         walk = select(seq)
         if subject is not None:
             walk = walk.where(ChangeRow.subject == subject)
-        elif organization_id is not None:
-            walk = walk.where(ChangeRow.organization_id == organization_id)
+        elif of_platform or organization_id is not None:
+            # Of no organization: SQL's `IS NULL`.
+            walk = walk.where(whose == organization_id)
         if before is not None:
             walk = walk.where(seq < before)
         scanned = self._session.exec(walk.order_by(seq.desc()).limit(most_scanned)).all()
         query = select(ChangeRow).where(seq.in_(scanned))
-        if organization_id is not None:
-            query = query.where(ChangeRow.organization_id == organization_id)
+        if of_platform or organization_id is not None:
+            query = query.where(whose == organization_id)
         if what is not None:
             query = query.where(col(ChangeRow.what).startswith(what, autoescape=True))
         rows = self._session.exec(query.order_by(seq.desc()).limit(limit)).all()
@@ -490,12 +836,14 @@ class Transaction:
         return self._session.exec(query.limit(1)).first() is not None
 
     def _insert(self, table: type[SQLModel], rows: list[dict[str, Any]]) -> None:
-        """Insert rows that all name the same columns."""
+        """Insert rows that all name the same columns; None is what a column has anyway."""
         if not rows:
             return
         connection = self._session.connection()
+        # Most restrictions are absent from most API keys: what is not bound costs nothing.
+        given = [name for name in rows[0] if any(row[name] is not None for row in rows)]
         statement = insert(SQLModel.metadata.tables[str(table.__tablename__)])
-        compiled = statement.compile(dialect=connection.dialect, column_keys=list(rows[0]))
+        compiled = statement.compile(dialect=connection.dialect, column_keys=given)
         _execute_many(connection, compiled, rows)
 
 

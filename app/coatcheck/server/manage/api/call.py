@@ -18,7 +18,7 @@ from coatcheck.server.manage.api.wire import (
 )
 from coatcheck.server.manage.authority import Caller
 from coatcheck.server.manage.errors import NotFound
-from coatcheck.server.sealing import SealingKeys
+from coatcheck.server.sealing import SealingKey, SealingKeys
 from coatcheck.server.store import Transaction
 from coatcheck.server.store.tables import ApiKey, Member, Organization, Project
 
@@ -33,12 +33,14 @@ class Office:
     Attributes:
         issuer: this deployment's URL.
         sealing_keys: the sealing keys at hand, for secrets that may be shown again.
+        seal_with: the one among them that seals a copy which this transaction stores.
         ensure_signing_keys: makes sure that there is a signing key for every audience.
     """
 
     issuer: str
     catalog: Catalog
     sealing_keys: Callable[[], SealingKeys] = field(repr=False)
+    seal_with: Callable[[Transaction], SealingKey] = field(repr=False)
     ensure_signing_keys: Callable[[], None] = field(repr=False)
 
 

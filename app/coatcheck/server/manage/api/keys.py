@@ -129,7 +129,7 @@ def create(call: Call) -> Answer:
         now=call.now,
         issuer=call.office.issuer,
         within=call.caller.bounds,
-        seal_with=lambda: call.office.sealing_keys().newest(),
+        seal_with=lambda: call.office.seal_with(call.tx),
     )
     return shown_once(call, made, 201)
 
@@ -254,7 +254,7 @@ def rotate(call: Call) -> Answer:
         now=call.now,
         catalog=call.catalog,
         within=call.caller.bounds,
-        seal_with=lambda: call.office.sealing_keys().newest(),
+        seal_with=lambda: call.office.seal_with(call.tx),
     )
     return shown_once(call, made, 200)
 

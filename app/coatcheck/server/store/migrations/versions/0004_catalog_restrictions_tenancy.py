@@ -1,4 +1,4 @@
-"""Restrictions, projects, members and groups; usage reports, sealed secrets, requests done once."""
+"""Restrictions, projects, members, groups, usage reports, copies of secrets.  Stop older nodes."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -91,8 +91,11 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_idempotent_requests")),
     )
     op.create_index(op.f("ix_idempotent_requests_at"), "idempotent_requests", ["at"])
-    with op.batch_alter_table("organizations") as batch:
-        for name in ("bootstrapped_at", "max_lifetime_s", "credit_limit", "low_credit"):
+    # SQLite cannot drop a table that rows of others point to, and need not here.
+    with op.batch_alter_table("organizations", recreate="never") as batch:
+        for name in ("bootstrapped_at", "max_lifetime_s"):
+            batch.add_column(_number(name))
+        for name in ("credit_limit", "low_credit", "credit_spent_at"):
             batch.add_column(_number(name))
         batch.add_column(
             sa.Column("recoverable", sa.Boolean(), nullable=False, server_default=sa.text("false"))
@@ -140,6 +143,14 @@ def upgrade() -> None:
         unique=True,
         sqlite_where=one_per_device,
         postgresql_where=one_per_device,
+    )
+    is_sealed = sa.text("sealing_key_id IS NOT NULL")
+    op.create_index(
+        "ix_api_key_secrets_sealing_key_id_digest",
+        "api_key_secrets",
+        ["sealing_key_id", "digest"],
+        sqlite_where=is_sealed,
+        postgresql_where=is_sealed,
     )
     op.create_index(op.f("ix_changes_organization_id_seq"), "changes", ["organization_id", "seq"])
     with op.batch_alter_table("deployment") as batch:

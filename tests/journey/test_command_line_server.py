@@ -446,7 +446,7 @@ EXITS = {
 def test_each_class_of_problem_has_its_exit_code(
     status: int, code: Exit, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Scripts look at it; people read the detail, each wrong input and what is known besanalytics."""
+    """Scripts look at it; people read the detail, each wrong input and what is known beside."""
     errors = [{"pointer": "/expiresAt", "detail": "is late"}, {"pointer": "", "detail": "is odd"}]
     problem = a_problem(status, errors=errors, lastUsedAt="2026-11-21T05:15:00Z")
 

@@ -49,9 +49,7 @@ class Api:
     issuer: str
     key: str = field(repr=False)
 
-    def ask(
-        self, method: str, path: str, body: object = None, **headers: str
-    ) -> requests.Response:
+    def ask(self, method: str, path: str, body: object = None, **headers: str) -> requests.Response:
         sent = {"Authorization": f"Bearer {self.key}"}
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
         return requests.request(

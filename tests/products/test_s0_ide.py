@@ -94,7 +94,9 @@ def test_the_prefix_is_the_environment_and_test_keys_go_to_staging_only(
     assert {status for status, _ in gateway.all_told(product.both(trial))} == {401}
     assert {status for status, _ in staging.all_told(product.both(real))} == {401}
     assert product.refusal(trial["key"], resource=GATEWAY)[:2] == (400, "invalid_target")
-    named = customer.api.refusal("POST", "/keys", {"name": "x", "env": "test", "audiences": [GATEWAY]})
+    named = customer.api.refusal(
+        "POST", "/keys", {"name": "x", "env": "test", "audiences": [GATEWAY]}
+    )
     assert named[:2] == (400, "invalid_input")
 
 

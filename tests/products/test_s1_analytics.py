@@ -70,7 +70,8 @@ def test_the_page_shows_keys_enabled_and_disabled(product: Product, analytics: D
     owner("POST", f"/keys/{off['id']}/disable")
     assert analytics.told(used["key"]) == (200, None)
 
-    assert owner.names() == owner.names("?status=active") == ["used", "idle"]
+    for enabled in ("", "?status=active"):
+        assert set(owner.names(enabled)) == {"used", "idle"}
     assert owner.names("?status=disabled") == ["off"]
     soon(lambda: owner("GET", f"/keys/{used['id']}")["lastUsedAt"] is not None, True)
     rows = {one["name"]: one for one in owner("GET", "/keys?status=all")["data"]}
@@ -108,11 +109,11 @@ def test_disabling_can_be_undone_and_is_immediate(
 
     assert product.refusal(key)[1:] == ("invalid_client", "api_key_disabled")
     soon(lambda: analytics.told(token), (401, "token_revoked"))
-    assert analytics.told(key) == (401, "api_key_disabled")
+    # A resource server remembers for five seconds what it was told of a raw key: another one asks.
+    assert product.door(API, ROUTES).told(key) == (401, "api_key_disabled")
     enabled = customer.api("POST", f"/keys/{made['id']}/enable")
     assert enabled["status"] == "active"
-    assert analytics.told(product.token(made)) == (200, None)
-    soon(lambda: analytics.told(key), (200, None))
+    assert analytics.all_told([key, product.token(made)]) == {(200, None)}
     # What was taken once stays taken.
     assert analytics.told(token) == (401, "token_revoked")
 
@@ -127,8 +128,8 @@ def test_deleting_is_confirmed_and_permanent(
     soon(lambda: customer.api("GET", path)["lastUsedAt"] is not None, True)
 
     warned = customer.api("DELETE", path, status=409)
-    assert (warned["code"], warned["evidence"]["tokensIssued"]) == ("api_key_in_use", 1)
-    assert warned["evidence"]["lastUsedAt"] == customer.api("GET", path)["lastUsedAt"]
+    assert (warned["code"], warned["tokensIssued"]) == ("api_key_in_use", 1)
+    assert warned["lastUsedAt"] == customer.api("GET", path)["lastUsedAt"]
     assert analytics.all_told([key, token]) == {(200, None)}
 
     customer.api("DELETE", f"{path}?confirm=true", status=204)
@@ -213,7 +214,8 @@ def test_a_connector_url_works_at_the_mcp_server_and_nowhere_else(
     assert mcp.told(other["key"], "/mcp", "POST", place="query") == (
         *(401, "connector_only_in_query"),
     )
-    assert mcp.told(product.token(other, resource=MCP), "/mcp", "POST", place="query")[0] == 401
+    token = product.token(other, resource=MCP)
+    assert mcp.told(token, "/mcp", "POST", place="query")[0] == 400
     customer.api("POST", f"/keys/{made['id']}/revoke")
     soon(lambda: mcp.told(key, "/mcp", "POST", place="query")[0], 401)
 
@@ -224,18 +226,17 @@ def test_the_card_picks_the_organizations_active_key_or_makes_one(product: Produ
     owner.api.make("made before, so without a copy", *AGENT, audiences=[MCP])
     owner.api.edit(f"/organizations/{owner.id}", recoverable=True)
 
-    first, _ = connect(owner, "cursor", reuse=True)
     kept = owner.api.make("ours", *AGENT, audiences=[MCP, API])
+
     found, steps = connect(owner, "codex", status=200, reuse=True)
 
-    assert first["name"] == "Cursor"
     assert (found["id"], found["key"]) == (kept["id"], kept["key"])
     assert kept["key"] in steps["command"]
     assert [one["subject"] for one in owner.api.events("api_key.revealed")] == [kept["id"]]
+    # One that is not active does not work for an agent either.
     owner.api("POST", f"/keys/{kept['id']}/disable")
-    owner.api("POST", f"/keys/{first['id']}/disable")
     fresh, _ = connect(owner, "codex", reuse=True)
-    assert fresh["id"] not in (kept["id"], first["id"])
+    assert (fresh["name"], fresh["id"] == kept["id"]) == ("Codex", False)
 
 
 def test_the_card_makes_a_fresh_key_where_no_copies_are_kept(product: Product) -> None:
@@ -246,5 +247,5 @@ def test_the_card_makes_a_fresh_key_where_no_copies_are_kept(product: Product) -
     made = [connect(owner, "codex", reuse=True)[0] for _ in range(2)]
 
     assert made[0]["id"] != made[1]["id"]
-    assert owner.api.names() == ["ours", "Codex", "Codex"]
+    assert sorted(owner.api.names()) == ["Codex", "Codex", "ours"]
     assert all(one["expiresAt"] is not None for one in made)

@@ -279,7 +279,10 @@ class Stage:
             return [dict(row) for row in connection.execute(query, parameters)]
 
     def api_key_rows(self, organization_id: str) -> dict[str, dict[str, Any]]:
-        rows = self.rows("SELECT * FROM api_keys WHERE organization_id = ?", organization_id)
+        """Every API key that an organization has or had, in the order they were made."""
+        made = "(SELECT min(seq) FROM changes WHERE subject = api_keys.id)"
+        query = f"SELECT * FROM api_keys WHERE organization_id = ? ORDER BY {made}"  # noqa: S608
+        rows = self.rows(query, organization_id)
         return {row["id"]: row for row in rows}
 
     def contents(self) -> list[dict[str, Any]]:

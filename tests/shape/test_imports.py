@@ -54,6 +54,7 @@ ROOMS: dict[str, str] = {
     "server.oauth": (
         f"{WORDS} restrictions server.issue server.changes server.feed server.inflight"
         " server.logs server.metrics server.signing server.store server.throttle server.usage"
+        " server.alarms"
     ),
     # The sealing key, for copies of secrets that may be shown again; never a signing key.
     "server.manage": (
@@ -61,7 +62,8 @@ ROOMS: dict[str, str] = {
     ),
     "server.inprocess": (
         f"{WORDS} restrictions server.changes server.issue server.logs server.manage"
-        " server.signing server.store verifier.errors verifier.presented verifier.product"
+        " server.alarms server.usage server.signing server.store"
+        " verifier.errors verifier.presented verifier.product"
     ),
     "server.pages": "",
     "server.metrics_page": (
@@ -69,6 +71,8 @@ ROOMS: dict[str, str] = {
     ),
     "server.listen": "server.inflight server.logs server.metrics",
     # Composition: these know many rooms, and no room knows them.
+    "server.catalog_start": "server.catalog server.changes server.store",
+    "server.resealing": "server.changes server.manage server.sealing server.signing server.store",
     "server.setup": (
         f"{WORDS} server.catalog server.changes server.manage server.sealing server.settings"
         " server.signing server.store"
@@ -99,7 +103,8 @@ FOREIGN: dict[str, str] = {
     "jwt": "verifier.keyset server.keyfile",
     "cryptography": ("verifier.check verifier.keyset server.keyfile server.sealing server.signing"),
     "starlette": (
-        "server.app server.inprocess server.metrics_page server.oauth.metadata verifier.adapters.starlette starlette"
+        "server.app server.inprocess server.metrics_page server.oauth.metadata"
+        " verifier.adapters.starlette starlette"
     ),
     "uvicorn": "server.listen",
     "httptools": "server.listen",

@@ -196,7 +196,7 @@ class RemoteTarget:
                 headers=_headers(body, headers),
             )
             document = response.json() if response.content else {}
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             output.fail(
                 Exit.UNREACHABLE,
                 f"no answer from {self._server} ({type(error).__name__}): check --server and"

@@ -167,6 +167,8 @@ class Service:
             store,
             issuer,
             own_tokens,
+            usage=self._usage,
+            alarms=self._alarms,
             clock=clock,
             trusted_proxies=settings.trusted_proxies,
         )
@@ -287,17 +289,9 @@ class Service:
         return app
 
     def _ensure_signing_keys(self) -> None:
-        """Make a signing key for each audience that has none.  Raises as `signing.rotate_due`."""
+        """Make a signing key for each audience that has none.  Raises as `signing.begin_lines`."""
         lines = signing.first_lines({one.algorithm for one in self._catalog.audiences.values()})
-        signing.rotate_due(
-            self._ring,
-            self._store,
-            lines,
-            _ROTATION,
-            every_s=self._rotate_every_s,
-            publication=self._publication,
-            now=int(self._clock()),
-        )
+        signing.begin_lines(self._ring, self._store, lines, _ROTATION, now=int(self._clock()))
 
     async def _readyz(self, request: Request) -> Response:
         checks = await self._checks()
@@ -372,6 +366,7 @@ class Service:
             self._ring.try_again()
             # Raises as well while this node's clock is wrong: it decides nothing then.
             self._ring.at(self._store.head())
+            await asyncio.to_thread(self._ensure_signing_keys)
             await asyncio.to_thread(
                 signing.rotate_due,
                 self._ring,

@@ -25,6 +25,7 @@ from coatcheck.client_address import Network
 from coatcheck.restrictions import Reason, Refusal, Situation
 from coatcheck.scope import Scopes
 from coatcheck.server import logs
+from coatcheck.server.alarms import Alarms
 from coatcheck.server.changes import Actor
 from coatcheck.server.issue.exchange import Asked, Issuer
 from coatcheck.server.issue.inspect import OwnTokens
@@ -33,7 +34,8 @@ from coatcheck.server.manage.api.dispatch import answer, match
 from coatcheck.server.manage.api.wire import MAX_BODY_BYTES, Answer, Problem, Request
 from coatcheck.server.manage.authority import Caller, bounds_of
 from coatcheck.server.signing import NoSigner
-from coatcheck.server.store import Store, StoreUnavailable, Transaction
+from coatcheck.server.store import Found, Store, StoreUnavailable, Transaction
+from coatcheck.server.usage import Usage
 from coatcheck.verifier import errors, product
 from coatcheck.verifier.errors import Protection, VerifierError
 from coatcheck.verifier.presented import presented
@@ -75,10 +77,14 @@ class ManagementApi:
         issuer: Issuer,
         own_tokens: OwnTokens,
         *,
+        usage: Usage,
+        alarms: Alarms,
         clock: Callable[[], float],
         trusted_proxies: Sequence[Network],
     ) -> None:
         self._root = root
+        self._usage = usage
+        self._alarms = alarms
         self._office = office
         self._store = store
         self._issuer = issuer
@@ -196,8 +202,19 @@ class ManagementApi:
             asked = Asked((self._audience,), None, address)
             issued = self._issuer.issue(record, asked, now=now, as_of=found.as_of)
         except Refusal as refusal:
+            self._alarm(found, digest, refusal, address, now)
             raise _REFUSED.get(refusal.reason, errors.ApiKeyUnknown) from None
+        self._usage.count(record.id, now)
         return issued.token.decode("ascii"), found.as_of
+
+    def _alarm(
+        self, found: Found, digest: bytes, refusal: Refusal, address: str | None, now: int
+    ) -> None:
+        """Tell the owner of a right secret that came from where it may not be used."""
+        record = found.records.get(digest)
+        if record is not None and refusal.reason is Reason.IP_NOT_ALLOWED:
+            place = client_address.parse(address or "")
+            self._alarms.wrong_address(record.id, record.organization_id, place, now)
 
     def _caller(self, tx: Transaction, api_key_id: str, scopes: Scopes, actor: Actor) -> Caller:
         row = tx.api_key(api_key_id)

@@ -19,6 +19,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from hashlib import sha256
@@ -605,6 +606,46 @@ def rotate(
         succeeds=succeeds,
         detail=detail,
     )
+
+
+def begin_lines(
+    keeper: RingKeeper, store: Store, lines: Iterable[Line], actor: Actor, *, now: int
+) -> list[str]:
+    """Make the first signing key of each line that never had one; it signs at once.
+
+    A catalog may ask for an algorithm that nothing was signed with before.  A line whose signing
+    keys were withdrawn stays without: that was somebody's decision.
+
+    Args:
+        now: seconds since the epoch.
+
+    Returns:
+        Their `kid`s.
+
+    Raises:
+        BadSealingKey: the sealing key in use is not at hand.
+        StoreUnavailable: the database did not answer.
+    """
+    ring = keeper.at(store.head())
+    made = []
+    for purpose, algorithm in lines:
+        if ring.newest((purpose, algorithm)) is not None:
+            continue
+        sealing_key = sealing_key_in_use(store, keeper.sealing_keys)
+        with suppress(SigningKeyConflict):  # another node has just made it
+            made.append(
+                rotate(
+                    store,
+                    sealing_key,
+                    algorithm,
+                    actor,
+                    now=now,
+                    at_once=True,
+                    purpose=purpose,
+                    succeeds=None,
+                )
+            )
+    return made
 
 
 def rotate_due(

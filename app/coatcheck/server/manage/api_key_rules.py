@@ -14,7 +14,14 @@ from coatcheck import ids, token_profile
 from coatcheck.client_address import Network, parse_network
 from coatcheck.restrictions import Allowance, Rights
 from coatcheck.restrictions.claims import claims_of
-from coatcheck.scope import EVERYTHING, ORGANIZATION_PERMISSIONS, Grant, MalformedScope, Scopes
+from coatcheck.scope import (
+    EVERYTHING,
+    ORGANIZATION_PERMISSIONS,
+    RESOURCE_SERVER,
+    Grant,
+    MalformedScope,
+    Scopes,
+)
 from coatcheck.server.catalog import Catalog, ResourceType
 from coatcheck.server.manage import forms
 from coatcheck.server.manage.errors import Invalid
@@ -26,6 +33,10 @@ MEMBER: Final = "member"
 #: More would not fit into a token anyway.
 _MOST_WORDS: Final = 200
 _MAX_MODEL_LENGTH: Final = 128
+#: Characters of all models of a group together, as tokens write them.
+MAX_GROUP_MODELS_LENGTH: Final = 1500
+_LONGEST_OF_GROUP: Final = ("m" * (MAX_GROUP_MODELS_LENGTH - len('[""]')),)
+_RESOURCE_SERVER: Final = Grant(RESOURCE_SERVER)
 _WILDCARDS: Final = frozenset("#*")
 #: A network this wide, or wider, is a whole provider or country.
 _WIDE: Final[Mapping[int, int]] = {4: 8, 6: 20}
@@ -70,11 +81,9 @@ class Policy:
 
     Attributes:
         max_lifetime_s: from now; None: without end.
-        group_models: those of the API key's group; None: all.
     """
 
     max_lifetime_s: int | None = None
-    group_models: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +115,7 @@ def checked(
     audiences = _audiences(catalog, new.audiences, environment)
     scopes = _scopes(catalog, new.scopes, audiences)
     networks = None if new.networks is None else _networks(new.networks)
-    models = None if new.models is None else _models(catalog, new.models)
+    models = None if new.models is None else checked_models(catalog, new.models)
     rights = Rights(
         environment=environment,
         audiences=audiences,
@@ -188,10 +197,15 @@ def _end(expires_at: int | None, policy: Policy, now: int) -> int | None:
         if expires_at is None or expires_at > latest:
             raise Invalid(
                 "expiresAt",
-                f"API keys live for {policy.max_lifetime_s // 86400} days at most here: name an"
-                f" end until {forms.rfc3339(latest)}",
+                f"API keys live for {_span(policy.max_lifetime_s)} at most here: name an end until"
+                f" {forms.rfc3339(latest)}",
             )
     return expires_at
+
+
+def _span(seconds: int) -> str:
+    days, rest = divmod(seconds, 86_400)
+    return f"{seconds} seconds" if rest else f"{days} days"
 
 
 def _audiences(catalog: Catalog, given: Sequence[str], environment: str) -> tuple[str, ...]:
@@ -220,12 +234,15 @@ def _scopes(catalog: Catalog, given: Sequence[str], audiences: tuple[str, ...]) 
         if grant.filter is not None and catalog.permissions is not None:
             _require_shape(catalog, grant.filter)
     for audience in audiences:
-        if not catalog.vocabulary(audience).expand(scopes):
+        if not (catalog.vocabulary(audience).expand(scopes) or scopes.covers(_RESOURCE_SERVER)):
             raise Invalid("scopes", f"none of them means anything at the audience {audience}")
     return scopes
 
 
 def _require_known(catalog: Catalog, grant: Grant, audiences: tuple[str, ...]) -> None:
+    if grant == _RESOURCE_SERVER:
+        # It means the same wherever the resource server is.
+        return
     one = Scopes((grant,))
     if any(catalog.vocabulary(audience).expand(one) for audience in audiences):
         return
@@ -286,7 +303,8 @@ def _networks(given: Sequence[str]) -> tuple[Network, ...] | None:
     return tuple(dict.fromkeys(networks))
 
 
-def _models(catalog: Catalog, given: Sequence[str]) -> tuple[str, ...]:
+def checked_models(catalog: Catalog, given: Sequence[str]) -> tuple[str, ...]:
+    """The models that somebody names, of an API key or a group.  Raises Invalid."""
     models = tuple(dict.fromkeys(given))
     if not models:
         raise Invalid("models", "must not be empty: leave it out to allow all")
@@ -318,7 +336,13 @@ def _role(catalog: Catalog, permissions: str | None) -> str | None:
 def _require_fit(
     catalog: Catalog, rights: Rights, policy: Policy, organization_id: str, issuer: str
 ) -> None:
-    """The longest token that this API key can ask for has to fit into the profile."""
+    """The longest token that this API key can ask for has to fit into the profile.
+
+    A group may name models at any time: there is room for the most that it can name.
+    """
+    models = rights.models
+    if models is None and rights.group_id is not None:
+        models = _LONGEST_OF_GROUP
     for audience in rights.audiences:
         allowance = Allowance(
             api_key_id=f"key_{'0' * ids.WIDTH}",
@@ -329,7 +353,7 @@ def _require_fit(
             networks=rights.networks,
             project_id=rights.project_id,
             role=rights.role,
-            models=policy.group_models if rights.models is None else rights.models,
+            models=models,
             group_id=rights.group_id,
         )
         try:

@@ -101,7 +101,7 @@ def create(
         if within is not None:
             within.require(checked.rights, catalog, new.credit_limit)
         made = _prepared(checked, catalog.prefix(checked.rights.environment), actor, now)
-        if organization.recoverable:
+        if _keeps_copies(organization, catalog):
             _seal(made.secret, made.key, seal_with)
         _store(tx, [made])
         return _created(made, now, checked.warnings)
@@ -135,7 +135,7 @@ def create_many(
                 for place in range(start, min(start + _BATCH, count))
             ]
             made.sort(key=itemgetter(0))
-            if organization.recoverable:
+            if _keeps_copies(organization, catalog):
                 for one in made:
                     _seal(one.secret, one.key, seal_with)
             _store(tx, made)
@@ -319,7 +319,10 @@ def enable(
         row = _existing(tx, api_key_id)
         _require_not_revoked(row)
         _require_within(row, within, catalog)
-        if row.disabled_reason == "quota":
+        usage = tx.usage([row.id]).get(row.id)
+        spent = usage.credits if usage else 0
+        is_spent = row.credit_limit is not None and 0 < row.credit_limit <= spent
+        if row.disabled_reason == "quota" or is_spent:
             raise Conflict(
                 f"{row.id} has used its credit up: raise its creditLimit instead", "quota_exceeded"
             )
@@ -391,7 +394,7 @@ def rotate(
             "mask": row.mask,
             "created_at": now,
         }
-        if _organization(tx, row.organization_id).recoverable:
+        if _keeps_copies(_organization(tx, row.organization_id), catalog):
             _seal(new, key, seal_with)
         tx.add(ApiKeySecret(**new))
         changes = [change_of(What.API_KEY_ROTATED, row, actor, now, overlapSeconds=overlap_s)]
@@ -488,7 +491,7 @@ def reveal(
         _require_not_revoked(row)
         _require_within(row, within, catalog)
         current = next((one for one in tx.secrets(row.id) if one.expires_at is None), None)
-        is_kept = _organization(tx, row.organization_id).recoverable
+        is_kept = _keeps_copies(_organization(tx, row.organization_id), catalog)
         if current is None or current.sealed is None or not is_kept:
             raise Conflict(
                 f"there is no copy of the secret of {row.id}: rotate it to get a new one, or let"
@@ -566,10 +569,8 @@ def _checked(
         raise Invalid("group", "there is no group of this id (an id starts with grp_)")
     limits = (catalog.policies.max_lifetime_s, organization.max_lifetime_s)
     given = [limit for limit in limits if limit is not None]
-    policy = Policy(
-        max_lifetime_s=None if is_same_end else min(given, default=None),
-        group_models=None if group is None or group.models is None else tuple(group.models.split()),
-    )
+    longest = None if is_same_end else min(given, default=None)
+    policy = Policy(max_lifetime_s=longest)
     return api_key_rules.checked(catalog, new, policy, now=now, issuer=issuer)
 
 
@@ -618,6 +619,11 @@ def _prepared(
         "expires_at": None,
     }
     return Prepared(api_key_id, key, api_key, secret, change)
+
+
+def _keeps_copies(organization: Organization, catalog: Catalog | None) -> bool:
+    """Whether sealed copies of secrets are kept: the catalog allows it, and it was chosen."""
+    return organization.recoverable and (catalog is None or catalog.policies.recoverable)
 
 
 def _seal(secret: dict[str, Any], key: str, seal_with: Callable[[], SealingKey] | None) -> None:

@@ -43,6 +43,7 @@ _AXES: Final = {
     "networks": "cidrs",
     "project_id": "project",
     "role": "permissions",
+    "member_role": "role",
     "group_id": "group",
     "credit_limit": "creditLimit",
 }

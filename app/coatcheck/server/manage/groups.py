@@ -13,15 +13,13 @@ from coatcheck import ids
 from coatcheck.server.catalog import Catalog
 from coatcheck.server.changes import Actor, Change, What
 from coatcheck.server.manage import forms
-from coatcheck.server.manage.api_key_rules import _models as checked_models
+from coatcheck.server.manage.api_key_rules import MAX_GROUP_MODELS_LENGTH, checked_models
 from coatcheck.server.manage.errors import Conflict, Invalid, NotFound
 from coatcheck.server.store import Transaction, Transactions
 from coatcheck.server.store.tables import Group
 
 #: The plain price, in millionths.
 PLAIN_PRICE: Final = 1_000_000
-#: Characters of all models together as tokens write them, which hold 4 KiB.
-MAX_MODELS_LENGTH: Final = 1500
 #: What every database and every client can count to.
 _MOST_PER_MINUTE: Final = 10**12
 
@@ -173,10 +171,10 @@ def _columns(catalog: Catalog, terms: GroupTerms) -> dict[str, Any]:
 
 def _models(catalog: Catalog, given: Sequence[str]) -> str:
     models = checked_models(catalog, given)
-    if len(json.dumps(models, separators=(",", ":"))) > MAX_MODELS_LENGTH:
+    if len(json.dumps(models, separators=(",", ":"))) > MAX_GROUP_MODELS_LENGTH:
         raise Invalid(
             "models",
-            f"all names together, with quotes and commas, have at most {MAX_MODELS_LENGTH}"
+            f"all names together, with quotes and commas, have at most {MAX_GROUP_MODELS_LENGTH}"
             " characters, because tokens carry them: name fewer, or null for all",
         )
     return " ".join(models)

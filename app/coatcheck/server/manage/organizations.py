@@ -11,7 +11,7 @@ from coatcheck import ids
 from coatcheck.scope import ORGANIZATION_PERMISSIONS
 from coatcheck.server.catalog import Catalog
 from coatcheck.server.changes import Actor, Change, What
-from coatcheck.server.manage import api_key_rules, api_keys, forms, projects
+from coatcheck.server.manage import api_key_rules, api_keys, forms, projects, usage
 from coatcheck.server.manage.api_keys import Created, NewApiKey, Prepared
 from coatcheck.server.manage.authority import rights_of
 from coatcheck.server.manage.errors import Conflict, Invalid, NotFound
@@ -229,6 +229,8 @@ def edit(
         if detail:
             what = What.ORGANIZATION_EDITED
             tx.append([Change(what, row.id, actor, now, row.id, detail=detail)])
+            # Another limit may end what it has spent, or let it go on.
+            usage.settle_organization(tx, row, actor, now)
         return view(row)
 
 

@@ -139,7 +139,8 @@ _ROWS: Final[Mapping[Reason, _Row]] = {
     Reason.QUOTA_EXCEEDED: _Row(
         "unauthorized_client",
         "quota_exceeded",
-        "This API key reached its credit limit on {date}. Its owner can raise the limit.",
+        "The credit limit of this API key, or of its organization, was reached on {date}. Whoever"
+        " set it can raise it.",
     ),
     Reason.PROJECT_ARCHIVED: _Row(
         "unauthorized_client",

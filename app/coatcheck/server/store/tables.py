@@ -37,6 +37,11 @@ _Integer64 = BigInteger().with_variant(Integer(), "sqlite")
 _BY_PRIMARY_KEY: Final = {"sqlite_with_rowid": False}
 
 
+def _where_given(column: str) -> Index:
+    given = text(f"{column} IS NOT NULL")
+    return Index(f"ix_api_keys_{column}", column, sqlite_where=given, postgresql_where=given)
+
+
 class Deployment(SQLModel, table=True):
     """One row: whose database this is."""
 
@@ -144,6 +149,9 @@ class ApiKey(SQLModel, table=True):
             sqlite_where=text("device IS NOT NULL AND state IN ('active', 'disabled')"),
             postgresql_where=text("device IS NOT NULL AND state IN ('active', 'disabled')"),
         ),
+        # Of the few that belong to a member or a group.
+        _where_given("member_id"),
+        _where_given("group_id"),
         _BY_PRIMARY_KEY,
     )
 

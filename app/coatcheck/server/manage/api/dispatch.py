@@ -53,7 +53,9 @@ def answer(store: Store, office: Office, request: Request, load: LoadCaller, *, 
         # 1
         found = match(request)
         if found.route.ensures_signing_keys:
-            # Before: it writes in a transaction of its own.
+            # Before the rest, in a transaction of its own, and for whoever may do the rest only.
+            with store.transaction(read_only=True) as tx:
+                _require_permission(found.route, load(tx))
             office.ensure_signing_keys()
         with store.transaction(read_only=not found.route.writes) as tx:
             return _in_transaction(tx, office, request, found, load(tx), now)
@@ -113,8 +115,7 @@ def _in_transaction(
 ) -> Answer:
     route = found.route
     # 2
-    if route.permission is not None and not caller.may(route.permission):
-        raise forbidden(route.permission)
+    _require_permission(route, caller)
     call = Call(office, tx, caller, request, found.parameters, now)
     if route.needs_bootstrap and caller.organization_id is not None:
         call.require_bootstrapped(call.organization())
@@ -123,6 +124,11 @@ def _in_transaction(
     if key is None or request.method != "POST":
         return route.handler(call)
     return _once(call, route, key)
+
+
+def _require_permission(route: Route, caller: Caller) -> None:
+    if route.permission is not None and not caller.may(route.permission):
+        raise forbidden(route.permission)
 
 
 def _once(call: Call, route: Route, key: str) -> Answer:

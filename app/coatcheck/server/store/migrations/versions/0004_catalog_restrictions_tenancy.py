@@ -152,6 +152,15 @@ def upgrade() -> None:
         sqlite_where=is_sealed,
         postgresql_where=is_sealed,
     )
+    for column in ("member_id", "group_id"):
+        given = sa.text(f"{column} IS NOT NULL")
+        op.create_index(
+            f"ix_api_keys_{column}",
+            "api_keys",
+            [column],
+            sqlite_where=given,
+            postgresql_where=given,
+        )
     op.create_index(op.f("ix_changes_organization_id_seq"), "changes", ["organization_id", "seq"])
     with op.batch_alter_table("deployment") as batch:
         batch.add_column(_text("catalog"))

@@ -2,16 +2,20 @@
 
 First what Schemathesis works out from the document (its examples, and each rule kept and broken
 once), then whatever it makes up, with secrets where they do not belong.
+
+The management API is asked in process, where each walk along its links has a deployment of its
+own; what is worked out of its part of the document is sent in tests/spec.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import requests
 import schemathesis
-import yaml
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
@@ -23,13 +27,19 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from coatcheck.server import pages
 from coatcheck.server.oauth.grants import token_exchange
-from fuzz.target import Tally, Target, fuzz
+from fuzz.target import PARTS, SECONDS, SEED, Tally, Target, fuzz
+from spec.document import DOCUMENT, ROOT
+from spec.managed import Managed, a_managed_deployment, strict, walk
 
-DOCUMENT: Final[dict[str, Any]] = yaml.safe_load(pages.openapi_text())
 Case = schemathesis.Case[Any]
-schema = schemathesis.openapi.from_dict(DOCUMENT)
+schema = schemathesis.openapi.from_dict(
+    DOCUMENT
+    | {"paths": {path: item for path, item in DOCUMENT["paths"].items() if ROOT not in path}}
+)
+managed_schema = schemathesis.openapi.from_dict(strict())
+#: Of the time for all parts: this file's is for the part below /v1, the walks, and the rest.
+THIRD: Final = 1 / (3 * PARTS)
 CHECKS: Final = [
     not_a_server_error,
     status_code_conformance,
@@ -137,12 +147,12 @@ METHODS: Final = frozenset(("get", "put", "post", "delete", "patch"))
 CALLERS: Final = ("stranger", "stranger", "api key", "resource server")
 
 
-def cases() -> st.SearchStrategy[Case]:
+def cases(document: Mapping[str, Any]) -> st.SearchStrategy[Case]:
     """Requests that keep to the document and requests that do not, to every operation."""
     kinds = []
-    for path, item in DOCUMENT["paths"].items():
-        for method in sorted(METHODS & set(item)):
-            operation = schema[path][method]
+    for path in document:
+        for method in sorted(METHODS & set(DOCUMENT["paths"][path])):
+            operation = document[path][method]
             kinds.append(operation.as_strategy(GenerationMode.POSITIVE))
             if operation.body or operation.query:
                 kinds.append(operation.as_strategy(GenerationMode.NEGATIVE))
@@ -179,8 +189,51 @@ def test_fuzz_openapi(target: Target, session: requests.Session, tally: Tally) -
 
     fuzz(
         tally,
-        st.tuples(cases(), st.sampled_from(CALLERS), st.lists(plants, max_size=2), st.booleans()),
+        st.tuples(
+            cases(schema), st.sampled_from(CALLERS), st.lists(plants, max_size=2), st.booleans()
+        ),
         look,
         examples=200,
         after_each_round=target.require_health,
+        share=THIRD,
     )
+
+
+# --- the management API
+
+
+@pytest.fixture(scope="module")
+def managed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Managed]:
+    with a_managed_deployment(tmp_path_factory.mktemp("managed")) as running:
+        yield running
+
+
+def test_fuzz_management(managed: Managed, tally: Tally) -> None:
+    """Likewise for whoever may do everything: no answer but the documented ones, no 5xx."""
+
+    def look(case: Case) -> None:
+        answer = managed.send_likely(case)
+        tally.outcomes[str(answer.status_code)] += 1
+        case.validate_response(answer, checks=CHECKS)
+
+    fuzz(
+        tally,
+        cases(managed_schema),
+        look,
+        examples=200,
+        after_each_round=managed.require_callers,
+        share=THIRD,
+    )
+
+
+def test_fuzz_walks_through_management(tmp_path: Path, tally: Tally) -> None:
+    """Likewise along the links: what one operation answers, another one takes."""
+    ends_at = time.monotonic() + SECONDS * THIRD
+    while tally.rounds == 0 or time.monotonic() < ends_at:
+        walk_seed = SEED + tally.rounds
+        try:
+            tally.outcomes += walk(managed_schema, tmp_path, walks=2, steps=40, seed=walk_seed)
+        except BaseException as failure:
+            failure.add_note(f"Again: FUZZ_SECONDS=0 FUZZ_SEED={walk_seed}")
+            raise
+        tally.rounds += 1

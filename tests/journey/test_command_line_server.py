@@ -28,7 +28,7 @@ from coatcheck.cli.output import Exit
 from coatcheck.cli.target import Answered, Query, asked, edited
 from coatcheck.server.manage import authority, devices
 from support.deployment import TESTER, Deployment, a_deployment
-from support.live import Live, clean_environment, free_port
+from support.live import Live, a_service, clean_environment, free_port
 from support.secrets import SWEEP
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "catalogs"
@@ -60,6 +60,13 @@ def failed(done: Result, code: Exit, *sentence: str) -> None:
     assert (done.exit_code, done.stdout) == (code, ""), done.stderr
     for words in sentence:
         assert words in done.stderr
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A service of this file's own: others need one with a single organization."""
+    with a_service(tmp_path_factory.mktemp("managed")) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

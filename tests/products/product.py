@@ -6,11 +6,9 @@ The product's own API stands in process behind our middleware, with a verifier t
 service.
 """
 
-import json
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +26,12 @@ from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 from starlette.testclient import TestClient
 
+from coatcheck.server import catalog_file
+from coatcheck.server.changes import Actor
+from coatcheck.server.manage import api_keys
+from coatcheck.server.manage.api_keys import Created, NewApiKey
+from coatcheck.server.settings import Settings
+from coatcheck.server.store import open_store
 from coatcheck.starlette import CoatcheckMiddleware, require_scopes
 from coatcheck.verifier import Verifier
 from support.live import Live, a_service
@@ -231,20 +235,45 @@ def a_product(folder: Path, catalog: str, **audiences: Sequence[str]) -> Iterato
         patch.setenv("OAUTHLIB_INSECURE_TRANSPORT", "1")
         patch.setenv("AUTHLIB_INSECURE_TRANSPORT", "1")
         management = f"{live.issuer}/v1"
-        wanted = {"operator": ["--scope", "coatcheck:operator", "--audience", management]}
-        for environment, named in audiences.items():
-            wanted[environment] = ["--scope", "coatcheck:resource-server", "--env", environment]
-            for audience in (*named, management):
-                wanted[environment] += ["--audience", audience]
+        operator = locally(live, "operator", "coatcheck:operator", audiences=(management,))
+        service_keys = {
+            environment: locally(
+                live,
+                f"resource servers of {environment}",
+                "coatcheck:resource-server",
+                audiences=(*named, management),
+                environment=environment,
+            ).key
+            for environment, named in audiences.items()
+        }
+        yield Product(live, Api(live.issuer, operator.key), service_keys, doors)
 
-        def make(name: str) -> str:
-            done = live.command("keys", "create", "--name", name, "--json", *wanted[name])
-            assert done.returncode == 0, done.stderr
-            return str(json.loads(done.stdout)["key"])
 
-        with ThreadPoolExecutor(2) as pool:
-            made = dict(zip(wanted, pool.map(make, wanted), strict=True))
-        yield Product(live, Api(live.issuer, made.pop("operator")), made, doors)
+def locally(
+    live: Live,
+    name: str,
+    *scopes: str,
+    organization_id: str = "",
+    now: float | None = None,
+    **more: Any,
+) -> Created:
+    """A new API key as the command line on the machine makes one: of the platform, or long ago."""
+    settings = Settings.load(live.environment)
+    new = NewApiKey(
+        organization_id or live.initialized["organization"], name, scopes=scopes, **more
+    )
+    store = open_store(settings.database_url)
+    try:
+        return api_keys.create(
+            store,
+            catalog_file.of(settings),
+            new,
+            Actor("cli:tester"),
+            now=int(time.time() if now is None else now),
+            issuer=live.issuer,
+        )
+    finally:
+        store.close()
 
 
 async def whoami(request: Request) -> JSONResponse:

@@ -1,4 +1,4 @@
-"""S0, an IDE with an LLM gateway: each behavior of its row of the product page, with its catalog."""
+"""S0, an IDE with an LLM gateway: each behavior of its row of the product page."""
 
 import re
 import time
@@ -7,13 +7,7 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from coatcheck.server import catalog_file
-from coatcheck.server.changes import Actor
-from coatcheck.server.manage import api_keys
-from coatcheck.server.manage.api_keys import NewApiKey
-from coatcheck.server.settings import Settings
-from coatcheck.server.store import open_store
-from products.product import Customer, Document, Door, Product, a_product, needing, soon
+from products.product import Customer, Document, Door, Product, a_product, locally, needing, soon
 
 GATEWAY = "https://gateway.example.com"
 STAGING = "https://staging.example.com"
@@ -222,8 +216,10 @@ def test_a_revocation_is_immediate_and_final(
 
 def test_keys_unused_for_ninety_days_are_found(product: Product, customer: Customer) -> None:
     """Whether they were never used or long ago, and none that is merely young."""
+    then = time.time() - 100 * DAY
     stale, used_long_ago, in_use = (
-        long_ago(product, customer, name) for name in ("stale", "used once", "in use")
+        locally(product.live, name, "ide", organization_id=customer.id, now=then).api_key.id
+        for name in ("stale", "used once", "in use")
     )
     customer.api.make("young", "ide")
     product.report(
@@ -233,23 +229,6 @@ def test_keys_unused_for_ninety_days_are_found(product: Product, customer: Custo
     found = {one["id"] for one in customer.api("GET", "/keys?unusedDays=90")["data"]}
 
     assert found == {stale, used_long_ago}
-
-
-def long_ago(product: Product, customer: Customer, name: str) -> str:
-    """The id of an API key that was made a hundred days ago."""
-    settings = Settings.load(product.live.environment)
-    store = open_store(settings.database_url)
-    try:
-        return api_keys.create(
-            store,
-            catalog_file.of(settings),
-            NewApiKey(customer.id, name, scopes=("ide",)),
-            Actor("cli:tester"),
-            now=int(time.time()) - 100 * DAY,
-            issuer=product.issuer,
-        ).api_key.id
-    finally:
-        store.close()
 
 
 def test_a_low_balance_raises_an_alert(product: Product) -> None:

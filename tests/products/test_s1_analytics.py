@@ -1,4 +1,4 @@
-"""S1, creator analytics: each behavior of its row of the product page, with its catalog."""
+"""S1, creator analytics: each behavior of its row of the product page."""
 
 import json
 import re
@@ -146,7 +146,7 @@ def test_deleting_is_confirmed_and_permanent(
 def connect(
     customer: Customer, client: str, *, status: int = 201, **wanted: object
 ) -> tuple[Document, dict[str, str]]:
-    """What the card tells for a client: its API key, and its steps, the first and last of a kind."""
+    """What the card tells for a client: its API key, and the first and last step of a kind."""
     body = {"client": client, **wanted}
     told = customer.api("POST", "/mcp/connections", body, status=status)
     first = {step["kind"]: step["text"] for step in reversed(told["steps"])}

@@ -1,4 +1,4 @@
-"""S2, a device platform: each behavior of its row of the product page, with its catalog."""
+"""S2, a device platform: each behavior of its row of the product page."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""S3, an agent platform: each behavior of its row of the product page, with its catalog."""
+"""S3, an agent platform: each behavior of its row of the product page."""
 
 import re
 from collections.abc import Iterator

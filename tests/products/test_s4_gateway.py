@@ -1,4 +1,4 @@
-"""S4, an LLM gateway: each behavior of its row of the product page, with its catalog."""
+"""S4, an LLM gateway: each behavior of its row of the product page."""
 
 import re
 from collections.abc import Iterator

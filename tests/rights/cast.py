@@ -224,7 +224,7 @@ class Stage:
             TESTER,
             now=deployment.now,
             issuer=ISSUER,
-            seal_with=lambda: sealing.load(deployment.settings.keys_dir).newest(),
+            seal_with=lambda _: sealing.load(deployment.settings.keys_dir).newest(),
         )
         return Made(made.api_key.id, made.key)
 

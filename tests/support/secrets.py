@@ -33,7 +33,8 @@ from coatcheck.server import sealing
 SEALING_KEY: Final = "sealing key"
 #: Commands whose stdout shows a secret: that is what they are for.
 SHOW_SECRETS: Final = (
-    *(("init",), ("keys", "create"), ("keys", "rotate"), ("token",), ("admin", "recover")),
+    *(("init",), ("keys", "create"), ("keys", "rotate"), ("keys", "reveal"), ("token",)),
+    *(("admin", "recover"), ("orgs", "create"), ("orgs", "bootstrap")),
 )
 #: Commands that are given secrets as arguments by tests of how they refuse or warn of that.
 TAKE_WHAT_IS_TYPED: Final = (("token",), ("verify",))

@@ -51,7 +51,7 @@ def whats(deployment: Deployment, subject: str) -> list[str]:
 
 
 def an_api_key(deployment: Deployment, new: NewApiKey, *, seal: bool = False) -> Created:
-    def newest() -> sealing.SealingKey:
+    def newest(_: object) -> sealing.SealingKey:
         return sealing.load(deployment.settings.keys_dir).newest()
 
     return api_keys.create(

@@ -38,7 +38,7 @@ def keeping(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> Deployme
         now=NOON,
         issuer=ISSUER,
         count=COPIES,
-        seal_with=lambda: sealing_key,
+        seal_with=lambda _: sealing_key,
     )
     assert len(list(made)) == COPIES
     return deployment

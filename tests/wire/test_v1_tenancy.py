@@ -67,7 +67,7 @@ class World:
             TESTER,
             now=NOON,
             issuer=self.deployment.settings.issuer,
-            seal_with=lambda: sealing.load(self.deployment.settings.keys_dir).newest(),
+            seal_with=lambda _: sealing.load(self.deployment.settings.keys_dir).newest(),
         ).key
 
     def edited(self, key: str, path: str, body: object) -> Told:

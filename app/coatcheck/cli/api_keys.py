@@ -408,30 +408,19 @@ def _made(here: "Local", new: "NewApiKey", count: int) -> Iterator[tuple[str, st
     """Ids and secrets, each batch once it is committed."""
     from coatcheck.server import sealing, signing
     from coatcheck.server.manage import api_keys
-    from coatcheck.server.manage.api.call import Within
 
-    inputs = (here.catalog, new, here.actor)
-    with here.store.transaction(read_only=True) as tx:
-        organization = tx.organization(new.organization_id)
-    if organization is None or not organization.recoverable:
-        yield from api_keys.create_many(
-            here.store, *inputs, now=here.now, issuer=here.settings.issuer, count=count
-        )
-        return
-    with here.store.transaction() as tx:
-        # One transaction for all: until it ends nobody re-seals the copies.
-        with_key = signing.sealing_key_for_copies(tx, sealing.load(here.settings.keys_dir))
-        made = list(
-            api_keys.create_many(
-                Within(tx),
-                *inputs,
-                now=here.now,
-                issuer=here.settings.issuer,
-                count=count,
-                seal_with=lambda: with_key,
-            )
-        )
-    yield from made
+    return api_keys.create_many(
+        here.store,
+        here.catalog,
+        new,
+        here.actor,
+        now=here.now,
+        issuer=here.settings.issuer,
+        count=count,
+        seal_with=lambda tx: signing.sealing_key_for_copies(
+            tx, sealing.load(here.settings.keys_dir)
+        ),
+    )
 
 
 def _new_api_key(here: "Local", body: Document) -> "NewApiKey":

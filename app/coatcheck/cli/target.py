@@ -467,16 +467,8 @@ def _office(here: "Local") -> "Office":
 
     def ensure_signing_keys() -> None:
         keeper = signing.RingKeeper(here.store, load(), here.settings.publication, load)
-        keeper.at(here.store.head())
-        signing.rotate_due(
-            keeper,
-            here.store,
-            signing.first_lines({one.algorithm for one in here.catalog.audiences.values()}),
-            here.actor,
-            every_s=here.settings.rotate_every,
-            publication=here.settings.publication,
-            now=here.now,
-        )
+        lines = signing.first_lines({one.algorithm for one in here.catalog.audiences.values()})
+        signing.begin_lines(keeper, here.store, lines, here.actor, now=here.now)
 
     return Office(
         here.settings.issuer,

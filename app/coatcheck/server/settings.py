@@ -305,7 +305,7 @@ def _origin(variable: str, environ: Mapping[str, str]) -> str:
 
 _OF_OTHERS: Final = {
     PREFIX + name
-    for name in ("API_KEY", "ENVIRONMENT", "JWKS_URL", "SERVICE_KEY", "SCOPE", "RESOURCE")
+    for name in ("API_KEY", "ENVIRONMENT", "JWKS_URL", "SERVER", "SERVICE_KEY", "SCOPE", "RESOURCE")
 }
 
 

@@ -31,6 +31,9 @@ _BATCH: Final = 10_000
 #: Seconds: who used an API key as lately as this is told before it is deleted.
 LATELY: Final = 24 * 3600
 
+#: The sealing key for copies that a transaction stores.
+SealWith = Callable[[Transaction], SealingKey]
+
 
 @dataclass(frozen=True, slots=True)
 class Created:
@@ -79,7 +82,7 @@ def create(
     now: int,
     issuer: str,
     within: Bounds | None = None,
-    seal_with: Callable[[], SealingKey] | None = None,
+    seal_with: SealWith | None = None,
 ) -> Created:
     """Make one API key.
 
@@ -102,7 +105,7 @@ def create(
             within.require(checked.rights, catalog, new.credit_limit)
         made = _prepared(checked, catalog.prefix(checked.rights.environment), actor, now)
         if _keeps_copies(organization, catalog):
-            _seal(made.secret, made.key, seal_with)
+            _seal([made], tx, seal_with)
         _store(tx, [made])
         return _created(made, now, checked.warnings)
 
@@ -116,7 +119,7 @@ def create_many(
     now: int,
     issuer: str,
     count: int,
-    seal_with: Callable[[], SealingKey] | None = None,
+    seal_with: SealWith | None = None,
 ) -> Iterator[tuple[str, str]]:
     """Make many API keys alike: their ids and secrets, each batch once it is committed.
 
@@ -136,8 +139,7 @@ def create_many(
             ]
             made.sort(key=itemgetter(0))
             if _keeps_copies(organization, catalog):
-                for one in made:
-                    _seal(one.secret, one.key, seal_with)
+                _seal(made, tx, seal_with)
             _store(tx, made)
         yield from ((one.id, one.key) for one in made)
 
@@ -355,7 +357,7 @@ def rotate(
     now: int,
     catalog: Catalog | None = None,
     within: Bounds | None = None,
-    seal_with: Callable[[], SealingKey] | None = None,
+    seal_with: SealWith | None = None,
 ) -> Created:
     """Give an API key a new secret; the one before it works until the overlap ends.
 
@@ -395,7 +397,7 @@ def rotate(
             "created_at": now,
         }
         if _keeps_copies(_organization(tx, row.organization_id), catalog):
-            _seal(new, key, seal_with)
+            new |= _copy_of(key, row.id, _required(seal_with)(tx))
         tx.add(ApiKeySecret(**new))
         changes = [change_of(What.API_KEY_ROTATED, row, actor, now, overlapSeconds=overlap_s)]
         if tokens_outlive_it:
@@ -626,13 +628,22 @@ def _keeps_copies(organization: Organization, catalog: Catalog | None) -> bool:
     return organization.recoverable and (catalog is None or catalog.policies.recoverable)
 
 
-def _seal(secret: dict[str, Any], key: str, seal_with: Callable[[], SealingKey] | None) -> None:
-    """Add a sealed copy of a secret to its row."""
+def _seal(made: Sequence[Prepared], tx: Transaction, seal_with: SealWith | None) -> None:
+    """Add sealed copies of secrets to their rows."""
+    sealing_key = _required(seal_with)(tx)
+    for one in made:
+        one.secret.update(_copy_of(one.key, one.id, sealing_key))
+
+
+def _copy_of(key: str, api_key_id: str, sealing_key: SealingKey) -> dict[str, Any]:
+    sealed = sealing_key.seal(key.encode(), sealed_name(api_key_id))
+    return {"sealed": sealed, "sealing_key_id": sealing_key.id}
+
+
+def _required(seal_with: SealWith | None) -> SealWith:
     if seal_with is None:
         raise Conflict("the copy of the secret cannot be sealed here: the sealing key is needed")
-    sealing_key = seal_with()
-    secret["sealed"] = sealing_key.seal(key.encode(), sealed_name(secret["api_key_id"]))
-    secret["sealing_key_id"] = sealing_key.id
+    return seal_with
 
 
 def change_of(what: What, row: ApiKey, actor: Actor, now: int, **detail: object) -> Change:

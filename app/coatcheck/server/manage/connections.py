@@ -15,12 +15,12 @@ from coatcheck.scope import Scopes
 from coatcheck.server.catalog import Catalog, Connector
 from coatcheck.server.manage import api_keys, forms
 from coatcheck.server.manage.api_key_rules import CONNECTOR, STANDARD, NewApiKey
-from coatcheck.server.manage.api_keys import Created
+from coatcheck.server.manage.api_keys import Created, SealWith
 from coatcheck.server.manage.authority import ORG_ADMIN, Bounds, Caller, rights_of
 from coatcheck.server.manage.devices import earliest, inheriting, latest_end
 from coatcheck.server.manage.errors import Beyond, Conflict, Invalid, NotFound
 from coatcheck.server.manage.mcp_clients import CLIENTS, Step
-from coatcheck.server.sealing import SealingKey, SealingKeys
+from coatcheck.server.sealing import SealingKeys
 from coatcheck.server.store import Transaction, Transactions
 from coatcheck.server.store.pages import Filter
 from coatcheck.server.store.tables import ApiKey
@@ -92,7 +92,7 @@ def connect(
     now: int,
     issuer: str,
     sealing_keys: Callable[[], SealingKeys],
-    seal_with: Callable[[], SealingKey] | None = None,
+    seal_with: SealWith | None = None,
 ) -> Connection:
     """An API key for a client, and what to do with it.
 

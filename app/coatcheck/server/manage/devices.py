@@ -14,7 +14,6 @@ taken from one stays taken.
 
 import hmac
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -23,9 +22,9 @@ from coatcheck.server.catalog import Catalog
 from coatcheck.server.manage import api_keys, forms
 from coatcheck.server.manage.api_key_rules import DEVICE, NewApiKey
 from coatcheck.server.manage.api_key_view import ApiKeyView, view
+from coatcheck.server.manage.api_keys import SealWith
 from coatcheck.server.manage.authority import Bounds, Caller, rights_of
 from coatcheck.server.manage.errors import Beyond, Conflict, Invalid, NotFound
-from coatcheck.server.sealing import SealingKey
 from coatcheck.server.store import Transaction, Transactions
 from coatcheck.server.store.tables import ApiKey, Member, Organization
 
@@ -73,7 +72,7 @@ def sign_in(
     current_key: str | None,
     now: int,
     issuer: str,
-    seal_with: Callable[[], SealingKey] | None = None,
+    seal_with: SealWith | None = None,
 ) -> SignedIn:
     """The device key of a member on a device: the one it holds, or a new secret.
 

@@ -51,7 +51,7 @@ def sign_in(call: Call) -> Answer:
         current_key=body.current_key,
         now=call.now,
         issuer=call.office.issuer,
-        seal_with=lambda: call.office.seal_with(call.tx),
+        seal_with=call.office.seal_with,
     )
     headers = {}
     if signed_in.is_new:

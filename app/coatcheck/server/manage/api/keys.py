@@ -131,7 +131,7 @@ def create(call: Call) -> Answer:
         now=call.now,
         issuer=call.office.issuer,
         within=call.caller.bounds,
-        seal_with=lambda: call.office.seal_with(call.tx),
+        seal_with=call.office.seal_with,
     )
     return shown_once(call, made, 201)
 
@@ -256,7 +256,7 @@ def rotate(call: Call) -> Answer:
         now=call.now,
         catalog=call.catalog,
         within=call.caller.bounds,
-        seal_with=lambda: call.office.seal_with(call.tx),
+        seal_with=call.office.seal_with,
     )
     return shown_once(call, made, 200)
 

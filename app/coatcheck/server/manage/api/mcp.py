@@ -52,7 +52,7 @@ def connect(call: Call) -> Answer:
         now=call.now,
         issuer=call.office.issuer,
         sealing_keys=call.office.sealing_keys,
-        seal_with=lambda: call.office.seal_with(call.tx),
+        seal_with=call.office.seal_with,
     )
     headers = {}
     if connection.is_new:

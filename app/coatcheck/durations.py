@@ -134,6 +134,12 @@ _SPAN: Final = re.compile(r"([0-9]{1,9})([smhd])")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
+def told(seconds: int) -> str:
+    """A span as `span` reads it, in the largest unit that tells it exactly: 7776000 is `90d`."""
+    unit = next(unit for unit in ("d", "h", "m", "s") if seconds % _UNITS[unit] == 0)
+    return f"{seconds // _UNITS[unit]}{unit}"
+
+
 def span(text: str) -> int | None:
     """The seconds of a span as people write it: `90d`, `24h`, `30m`, `45s`; None: it is none."""
     match = _SPAN.fullmatch(text)

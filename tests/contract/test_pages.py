@@ -16,7 +16,7 @@ from coatcheck import apikey
 from coatcheck.server.store import Store, open_store
 from coatcheck.server.store.pages import MOST_SCANNED, Filter
 from coatcheck.server.store.sqlite import SqliteStore
-from coatcheck.server.store.tables import ApiKeyUsage, Organization, Project
+from coatcheck.server.store.tables import Organization, Project
 from support.deployment import DAY, NOON
 
 FEW = 1000
@@ -152,12 +152,7 @@ def listed(
     }
     with store.transaction() as tx:
         tx.add(Project(id="prj_1", organization_id="org_1", name="Blue", created_at=NOON))
-        tx.add(
-            *(
-                ApiKeyUsage(api_key_id=one, tokens_issued=1, raw_key_uses=0, last_used_at=at)
-                for one, at in used.items()
-            )
-        )
+        tx.add_usage({one: (1, 0, at) for one, at in used.items()})
     try:
         yield store, list(rows(count)), used
     finally:

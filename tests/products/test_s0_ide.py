@@ -251,6 +251,11 @@ def test_a_low_balance_raises_an_alert(product: Product) -> None:
         made["id"]: {"left": 5, "limit": 90},
     }
     assert poor.api("GET", "/usage")["creditsLeft"] == 14
+    # Who has nothing left goes on testing: that costs nothing.
+    product.report({"id": "c-4", "key": made["id"], "credits": 14})
+    live, test = (poor.api.make(env, "ide", env=env) for env in ("live", "test"))
+    assert product.refusal(live["key"])[2] == "quota_exceeded"
+    assert product.token(test)
 
 
 def test_a_key_is_a_basic_user_name_with_an_empty_password(

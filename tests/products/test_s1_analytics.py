@@ -77,9 +77,8 @@ def test_the_page_shows_keys_enabled_and_disabled(product: Product, analytics: D
     rows = {one["name"]: one for one in owner("GET", "/keys?status=all")["data"]}
     assert re.fullmatch(r"acme_live_\w{4}\.\.\.\w{4}", rows["used"]["mask"])
     assert used["key"].endswith(rows["used"]["mask"][-4:])
-    assert [rows[name]["status"] for name in ("used", "idle", "off")] == [
-        *("active", "active", "disabled")
-    ]
+    statuses = [rows[name]["status"] for name in ("used", "idle", "off")]
+    assert statuses == ["active", "active", "disabled"]
     assert rows["idle"]["lastUsedAt"] is None
     assert rows["idle"]["createdAt"] == idle["createdAt"]
 
@@ -125,7 +124,9 @@ def test_deleting_is_confirmed_and_permanent(
     made, unused = (customer.api.make(name, "content:read") for name in ("doomed", "unused"))
     key, token = product.both(made)
     path = f"/keys/{made['id']}"
-    soon(lambda: customer.api("GET", path)["lastUsedAt"] is not None, True)
+    product.report({"id": "x-1", "key": made["id"], "requests": 7})
+    used = customer.api("GET", "/usage")["totalRequests"]
+    soon(lambda: customer.api("GET", path)["tokensIssued"], 1)
 
     warned = customer.api("DELETE", path, status=409)
     assert (warned["code"], warned["tokensIssued"]) == ("api_key_in_use", 1)
@@ -141,6 +142,7 @@ def test_deleting_is_confirmed_and_permanent(
     assert not {"doomed", "unused"} & set(customer.api.names("?status=all"))
     events = customer.api("GET", f"/events?subject={made['id']}")["data"]
     assert [one["what"] for one in events] == ["api_key.deleted", "api_key.created"]
+    assert customer.api("GET", "/usage")["totalRequests"] == used
 
 
 def connect(
@@ -159,10 +161,8 @@ def test_the_card_prints_a_ready_command_for_each_client(
 ) -> None:
     """Claude Code, Codex, VS Code, and a Cursor deeplink: a narrow key that works at once."""
     made, claude = connect(customer, "claude-code", device="build-7")
-    assert (made["name"], made["scopes"], made["audiences"]) == (
-        *("Claude Code on build-7", AGENT),
-        [MCP],
-    )
+    assert made["name"] == "Claude Code on build-7"
+    assert (made["scopes"], made["audiences"]) == (AGENT, [MCP])
     assert claude["last command"] == (
         f"claude mcp add --transport http acme-analytics {MCP}"
         f' --header "Authorization: Bearer {made["key"]}"'
@@ -175,9 +175,8 @@ def test_the_card_prints_a_ready_command_for_each_client(
     code_key, code = connect(customer, "vscode")
     assert code["command"].startswith("code --add-mcp '{")
     added = json.loads(code["command"].partition("'")[2].rstrip("'"))
-    assert (added["url"], added["headers"]) == (
-        *(MCP, {"Authorization": f"Bearer {code_key['key']}"}),
-    )
+    assert added["url"] == MCP
+    assert added["headers"] == {"Authorization": f"Bearer {code_key['key']}"}
     cursor_key, cursor = connect(customer, "cursor")
     link = urlsplit(cursor["link"])
     assert (link.scheme, link.netloc) == ("cursor", "anysphere.cursor-deeplink")
@@ -205,15 +204,14 @@ def test_a_connector_url_works_at_the_mcp_server_and_nowhere_else(
     assert answer.json() == {"org": customer.id}
     assert answer.headers["Cache-Control"] == "private"
     assert answer.headers["Referrer-Policy"] == "no-referrer"
+    wrong_place = (401, "connector_only_in_query")
     for place in ("bearer", "X-API-Key", "basic"):
-        assert mcp.told(key, "/mcp", "POST", place=place) == (401, "connector_only_in_query")
+        assert mcp.told(key, "/mcp", "POST", place=place) == wrong_place
     assert product.refusal(key, resource=MCP)[2] == "connector_only_in_query"
     assert analytics.told(key, "/posts", place="query")[0] in (401, 403)
     # And no other key goes into a URL, nor does a token.
     other = customer.api.make("ordinary", *AGENT, audiences=[MCP])
-    assert mcp.told(other["key"], "/mcp", "POST", place="query") == (
-        *(401, "connector_only_in_query"),
-    )
+    assert mcp.told(other["key"], "/mcp", "POST", place="query") == wrong_place
     token = product.token(other, resource=MCP)
     assert mcp.told(token, "/mcp", "POST", place="query")[0] == 400
     customer.api("POST", f"/keys/{made['id']}/revoke")

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from products.product import HERE, Api, Customer, Door, Product, a_product, soon
+from products.product import HERE, Api, Customer, Door, Product, a_product, locally, soon
 
 PLATFORM = "https://devices.example.com"
 SITE = "PLACE/Site/42"
@@ -58,11 +58,11 @@ def test_there_is_no_page_before_the_organization_is_bootstrapped(product: Produ
     operator = product.operator
     waiting = operator("POST", "/organizations", {"name": "Waiting"}, status=201)["id"]
     management = f"{product.issuer}/v1"
-    scopes = ["keys:read", "keys:write", "usage:read", "audit:read", "org:admin"]
-    made = product.live.api_key(*scopes, org=waiting, audience=management)
-    early = Api(product.issuer, made["key"])
+    scopes = ("keys:read", "keys:write", "usage:read", "audit:read", "org:admin")
+    made = locally(product.live, "early", *scopes, organization_id=waiting, audiences=(management,))
+    early = Api(product.issuer, made.key)
     calls = [("GET", "/keys"), ("POST", "/keys"), ("GET", "/usage"), ("GET", "/events")]
-    for method, path in [*calls, ("GET", "/projects"), ("GET", f"/keys/{made['id']}")]:
+    for method, path in [*calls, ("GET", "/projects"), ("GET", f"/keys/{made.api_key.id}")]:
         status, code, sentence = early.refusal(
             method, path, {"name": "x"} if method == "POST" else None
         )
@@ -287,7 +287,7 @@ def test_revoking_is_the_only_end(product: Product, customer: Customer, platform
     assert customer.api.refusal("DELETE", path)[:2] == (409, "delete_not_offered")
     assert customer.api("GET", "/catalog")["policies"] == {
         "recoverable": False,
-        "maxLifetimeSeconds": None,
+        "maxLifetime": None,
         "disable": False,
         "delete": False,
     }

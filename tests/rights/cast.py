@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from httpx2 import Response
 from starlette.testclient import TestClient
@@ -182,7 +182,7 @@ class Stage:
 
     def member(self, organization_id: str, role: str, name: str = "somebody") -> str:
         deployment = self.deployment
-        email = f"{ids.new_id('at', deployment.now * 1000)}@example.com"
+        email = f"{ids.new_id('mem', deployment.now * 1000)}@example.com"
         return members.add(
             deployment.store, organization_id, name, email, role, TESTER, now=deployment.now
         ).id
@@ -286,16 +286,20 @@ class Stage:
         return {row["id"]: row for row in rows}
 
     def contents(self) -> list[dict[str, Any]]:
-        """How much is in every table that a request may change, and how far its log has come."""
+        """How much is in every table that a request may change.
+
+        But for alarms, which are written now and then.
+        """
         tables = (
             *("organizations", "projects", "members", "groups", "api_keys", "api_key_secrets"),
-            *("usage_reports", "idempotent_requests", "signing_keys", "changes"),
+            *("usage_reports", "idempotent_requests", "signing_keys"),
+            "changes WHERE actor != 'service:alarms'",
         )
         counts = ", ".join(
-            f"(SELECT count(*) FROM {table}) AS {table}"  # noqa: S608 - a fixed name
+            f"(SELECT count(*) FROM {table})"  # noqa: S608 - a fixed name
             for table in tables
         )
-        return self.rows(f"SELECT {counts}, (SELECT max(seq) FROM changes) AS head")  # noqa: S608
+        return self.rows(f"SELECT {counts}")
 
     def of_organization(self, organization_id: str, *, is_used: bool = False) -> list[str]:
         """Every row that an organization has, of every table, in an order of its own.
@@ -345,11 +349,11 @@ def an_unknown_secret(brand: str = "ac_live") -> str:
     return apikey.make(brand)
 
 
-def an_unknown_id(kind: str) -> str:
+def an_unknown_id(kind: Literal["key", "org", "prj", "mem"]) -> str:
     return ids.new_id(kind, 1_700_000_000_000)
 
 
 def mentioned(answer: Response, marks: Sequence[str]) -> list[str]:
-    """Which of these texts an answer holds, in its body or its headers."""
-    text = answer.text + repr(answer.headers)
-    return [mark for mark in marks if mark in text]
+    """Which of these texts an answer holds, in its body or its headers, in whatever case."""
+    text = (answer.text + repr(answer.headers)).lower()
+    return [mark for mark in marks if mark.lower() in text]

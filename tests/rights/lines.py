@@ -87,7 +87,7 @@ LINES: Final[Mapping[str, Line]] = {
     "GET /keys/{key}/usage": Line(("usage:read",)),
     # --- usage and events
     "POST /usage": Line(
-        (RESOURCE_SERVER,),
+        (RESOURCE_SERVER, "usage:write"),
         200,
         lambda things: {"reports": [{"id": "a-report", "key": things.key, "requests": 3}]},
         # It belongs to the platform.

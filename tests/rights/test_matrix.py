@@ -4,6 +4,7 @@ answers.md K23.  `lines` says what each route needs; it is written from the cont
 without a line fails.
 """
 
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -219,15 +220,13 @@ BOTH: Final = (MANAGEMENT, PRODUCT, "https://mcp.example.com/mcp")
 
 @pytest.mark.parametrize("place", ["Bearer", "X-API-Key", "Basic"])
 def test_a_raw_key_is_the_same_wherever_it_stands(stage: Stage, cast: Cast, place: str) -> None:
-    from base64 import b64encode  # noqa: PLC0415
-
     def headers(secret: str) -> Mapping[str, str]:
         if place == "X-API-Key":
             return {"X-API-Key": secret}
         basic = f"Basic {b64encode(f'{secret}:'.encode()).decode()}"
         return {"Authorization": basic if place == "Basic" else f"Bearer {secret}"}
 
-    asked = question("GET /keys", things_of(stage, cast.organization))
+    asked = question("GET /projects", things_of(stage, cast.organization))
 
     for role in cast.roles.values():
         there, by_bearer = (
@@ -550,9 +549,22 @@ def bound(stage: Stage) -> Bound:
     device = stage.device_key(
         ida, organization, "quagga-device", name="Quagga-device", project_id=other
     )
+    disabled, expired = (
+        stage.device_key(
+            ida,
+            organization,
+            f"quagga-{name}",
+            name=f"Quagga-{name}",
+            project_id=other,
+            expires_at=stage.deployment.now + MINUTE if name == "expired" else None,
+        )
+        for name in ("disabled", "expired")
+    )
+    api_keys.disable(stage.deployment.store, disabled.id, TESTER, now=stage.deployment.now)
+    stage.deployment.clock.now += MINUTE
     whole = stage.api_key(organization, "read", name="Quagga-whole", audiences=(PRODUCT,))
-    ids_and_names = (other, key.id, device.id, whole.id)
-    marks = (*ids_and_names, "Quagga-project", "Quagga-key", "Quagga-device", "Quagga-whole")
+    ids = (other, key.id, device.id, disabled.id, expired.id, whole.id)
+    marks = (*ids, "Quagga-project", "Quagga-key", "Quagga-device", "Quagga-whole")
     return Bound(
         organization,
         Role(organization, EVERYTHING, caller.secret, stage.token(caller.secret)),
@@ -615,7 +627,10 @@ TRIES: Final[tuple[tuple[str, str, Callable[[Bound], dict[str, object]]], ...]] 
     ("PATCH", "/organizations/{organization}", lambda _: {"recoverable": False}),
     ("PUT", "/devices/quagga-device/key", lambda _: {"name": "mine"}),
     ("PUT", "/devices/quagga-device/key", lambda _: {"currentKey": _.secret}),
+    ("PUT", "/devices/quagga-disabled/key", lambda _: {"name": "mine"}),
+    ("PUT", "/devices/quagga-expired/key", lambda _: {"name": "mine"}),
     ("DELETE", "/devices/quagga-device/key", lambda _: {}),
+    ("DELETE", "/devices/quagga-disabled/key", lambda _: {}),
 )
 
 

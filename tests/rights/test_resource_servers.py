@@ -160,7 +160,6 @@ def test_what_is_no_callers_is_no_subject(stage: Stage, gateway: Made, customer:
 @pytest.mark.parametrize(
     "scopes",
     [
-        ("read",),
         ("*",),
         ORGANIZATION_PERMISSIONS,
         (OPERATOR,),
@@ -299,10 +298,9 @@ def test_a_report_tells_nothing_of_whose_key_it_is(
     "name",
     [name for name, line in LINES.items() if line.needs and RESOURCE_SERVER not in line.needs],
 )
-def test_it_sees_and_does_nothing_else(
-    stage: Stage, metering: Made, customer: str, name: str
-) -> None:
+def test_it_sees_and_does_nothing_else(stage: Stage, metering: Made, name: str) -> None:
     """Of its own organization as little as of another one."""
+    customer = stage.organization("Zebra's")
     key = stage.api_key(customer, "keys:write", name="Zebra").id
     project, member = stage.project(customer), stage.member(customer, "viewer")
     group = stage.group()

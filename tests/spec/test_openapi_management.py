@@ -17,8 +17,10 @@ import pytest
 from coatcheck.scope import ORGANIZATION_PERMISSIONS, PLATFORM_PERMISSIONS
 from coatcheck.server import inprocess, manage
 from coatcheck.server.manage.api.call import Handler, Route
+from coatcheck.server.manage.api.dispatch import IDEMPOTENT_FOR
 from coatcheck.server.manage.api.routes import ROUTES
 from coatcheck.server.manage.api.wire import MAX_BODY_BYTES, MAX_LIMIT, Body, Query
+from coatcheck.server.manage.usage import REMEMBERED
 from coatcheck.verifier import errors
 from spec.document import DOCUMENT, OPERATIONS, ROOT, SCHEMAS, parameters, resolved
 
@@ -224,9 +226,13 @@ def test_every_edit_wants_the_version_that_was_read(route: Route) -> None:
 
 
 def test_its_numbers_are_those_of_the_code() -> None:
-    limit = DOCUMENT["components"]["parameters"]["Limit"]["schema"]
+    shared = DOCUMENT["components"]["parameters"]
+    limit = shared["Limit"]["schema"]
     large = DOCUMENT["components"]["responses"]["LargeBody"]
+    reports = OPERATIONS[f"POST {ROOT}/usage"]
 
+    assert f"in {IDEMPOTENT_FOR // 3600} hours" in shared["IdempotencyKey"]["description"]
+    assert f"in {REMEMBERED // 3600} hours" in reports["description"]
     assert limit["maximum"] == limit["default"] == MAX_LIMIT
     assert f"{MAX_BODY_BYTES // 1024} KiB" in large["description"]
 
@@ -292,7 +298,6 @@ NEVER_HERE: Final = {
     "model_not_allowed": "it has no models",
     "project_required": "it needs no project",
     "wrong_project": "it needs no project",
-    "rate_limited": "it exchanges API keys itself",
     "stale_feed": "it reads the change log itself",
 }
 

@@ -200,6 +200,23 @@ def test_every_refusal_is_as_documented(managed: Managed) -> None:
         assert not is_bound or is_open or seen[2] == 403, (operation.label, seen)
 
 
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [("GET /v1/nothing", 404), ("GET /v1/keys/a%0Ab", 404), ("TRACE /v1/keys", 405)],
+)
+def test_whatever_is_asked_below_v1_is_refused_as_a_problem(
+    managed: Managed, line: str, status: int
+) -> None:
+    """RFC 9457: also where no route, or no method, would ever lead to the management API."""
+    method, path = line.split(" ")
+    answer = managed.http.request(
+        method, path, headers={"Authorization": f"Bearer {managed.admin}"}
+    )
+
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
 def test_a_member_that_is_not_documented_is_noticed(managed: Managed) -> None:
     """The checks above prove nothing unless they can fail."""
     case = schema["/v1/whoami"]["GET"].Case()

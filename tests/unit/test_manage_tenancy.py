@@ -129,7 +129,7 @@ def test_a_new_organization_waits_to_be_bootstrapped(shared: Deployment, organiz
         "suspendedAt": None,
         "bootstrappedAt": None,
         "recoverable": False,
-        "maxLifetimeSeconds": None,
+        "maxLifetime": None,
         "creditLimit": None,
         "lowCredit": None,
     }
@@ -188,10 +188,10 @@ def test_an_edit_is_told_as_before_and_after(shared: Deployment, organization: s
     )
 
     told = edited.to_json()
-    assert (told["name"], told["recoverable"], told["maxLifetimeSeconds"]) == (
+    assert (told["name"], told["recoverable"], told["maxLifetime"]) == (
         "Acme Ltd",
         True,
-        DAY,
+        "1d",
     )
     assert (told["creditLimit"], told["lowCredit"]) == (2.5, 1)
     row = changes(shared, organization)[-1]

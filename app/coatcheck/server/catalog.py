@@ -12,6 +12,7 @@ from dataclasses import astuple, dataclass, field
 from typing import Final
 
 from coatcheck import apikey
+from coatcheck.durations import told as span_told
 from coatcheck.restrictions import Role
 from coatcheck.scope import ORGANIZATION_PERMISSIONS, PLATFORM_PERMISSIONS, Grant, Scopes
 from coatcheck.server.settings import Settings
@@ -257,7 +258,9 @@ class Catalog:
             "models": None if self.models is None else list(self.models),
             "policies": {
                 "recoverable": self.policies.recoverable,
-                "maxLifetimeSeconds": self.policies.max_lifetime_s,
+                "maxLifetime": None
+                if self.policies.max_lifetime_s is None
+                else span_told(self.policies.max_lifetime_s),
                 "disable": self.policies.may_disable,
                 "delete": self.policies.may_delete,
             },

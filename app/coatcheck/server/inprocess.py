@@ -27,14 +27,16 @@ from coatcheck.scope import Scopes
 from coatcheck.server import logs
 from coatcheck.server.alarms import Alarms
 from coatcheck.server.changes import Actor
-from coatcheck.server.issue.exchange import Asked, Issuer
+from coatcheck.server.issue.exchange import CONNECTOR, Asked, Issuer
 from coatcheck.server.issue.inspect import OwnTokens
+from coatcheck.server.issue.mint import Issued
 from coatcheck.server.manage.api.call import Office
 from coatcheck.server.manage.api.dispatch import answer, match
 from coatcheck.server.manage.api.wire import MAX_BODY_BYTES, Answer, Problem, Request
 from coatcheck.server.manage.authority import Caller, bounds_of
 from coatcheck.server.signing import NoSigner
-from coatcheck.server.store import Found, Store, StoreUnavailable, Transaction
+from coatcheck.server.store import ApiKeyRecord, Found, Store, StoreUnavailable, Transaction
+from coatcheck.server.throttle import Throttle, by_address
 from coatcheck.server.usage import Usage
 from coatcheck.verifier import errors, product
 from coatcheck.verifier.errors import Protection, VerifierError
@@ -77,12 +79,14 @@ class ManagementApi:
         issuer: Issuer,
         own_tokens: OwnTokens,
         *,
+        throttle: Throttle,
         usage: Usage,
         alarms: Alarms,
         clock: Callable[[], float],
         trusted_proxies: Sequence[Network],
     ) -> None:
         self._root = root
+        self._throttle = throttle
         self._usage = usage
         self._alarms = alarms
         self._office = office
@@ -124,7 +128,20 @@ class ManagementApi:
                 "The service cannot answer right now. Try again.",
                 headers={"Retry-After": "1"},
             ).answer(logs.request_id())
-        return _response(told)
+        return self._response(told)
+
+    def _response(self, told: Answer) -> Response:
+        headers = dict(_HEADERS | {"Content-Type": "application/json"} | dict(told.headers))
+        if told.body is None:
+            del headers["Content-Type"]
+            return Response(status_code=told.status, headers=headers)
+        if told.body.get("code") == "insufficient_scope":
+            # RFC 6750 §3.1: what the request would have needed.
+            headers["WWW-Authenticate"] = (
+                f'Bearer realm="{self._audience}", error="insufficient_scope",'
+                f' scope="{told.body["scope"]}"'
+            )
+        return Response(json.dumps(told.body).encode(), told.status, headers)
 
     async def _read(self, http: HttpRequest) -> Request:
         """The request, once it has arrived.  Raises Problem."""
@@ -199,28 +216,46 @@ class ManagementApi:
         found = await self._store.find([digest])
         try:
             record = self._issuer.recognize(found, digest, None, now)
-            asked = Asked((self._audience,), None, address)
-            issued = self._issuer.issue(record, asked, now=now, as_of=found.as_of)
+            issued = self._issued(record, found, address, now)
         except Refusal as refusal:
-            self._alarm(found, digest, refusal, address, now)
+            self._look_at(found, digest, refusal, address, now)
             raise _REFUSED.get(refusal.reason, errors.ApiKeyUnknown) from None
-        self._usage.count(record.id, now)
+        is_replaced = record.secret_expires_at is not None
+        self._usage.count(
+            record.id,
+            now,
+            is_raw_key_use=True,
+            replaced_digest=record.digest if is_replaced else None,
+        )
         return issued.token.decode("ascii"), found.as_of
 
-    def _alarm(
+    def _issued(self, record: ApiKeyRecord, found: Found, address: str | None, now: int) -> Issued:
+        if record.kind == CONNECTOR:
+            raise Refusal(Reason.ONLY_IN_QUERY)
+        asked = Asked((self._audience,), None, address)
+        return self._issuer.issue(record, asked, now=now, as_of=found.as_of)
+
+    def _look_at(
         self, found: Found, digest: bytes, refusal: Refusal, address: str | None, now: int
     ) -> None:
-        """Tell the owner of a right secret that came from where it may not be used."""
-        record = found.records.get(digest)
-        if record is not None and refusal.reason is Reason.IP_NOT_ALLOWED:
-            place = client_address.parse(address or "")
+        """Count a guess, and tell the owner of a right secret that came from the wrong place.
+
+        Raises:
+            RateLimited: the address guessed too often.
+        """
+        record, place = found.records.get(digest), client_address.parse(address or "")
+        if record is None:
+            retry_after_s = self._throttle.retry_after(by_address(place))
+            if retry_after_s is not None:
+                raise errors.RateLimited(retry_after_s)
+        elif refusal.reason is Reason.IP_NOT_ALLOWED:
             self._alarms.wrong_address(record.id, record.organization_id, place, now)
 
     def _caller(self, tx: Transaction, api_key_id: str, scopes: Scopes, actor: Actor) -> Caller:
         row = tx.api_key(api_key_id)
         organization = None if row is None else tx.organization(row.organization_id)
         if row is None or organization is None:
-            raise Problem(401, "api_key_unknown", "There is no such API key any more.")
+            raise errors.ApiKeyUnknown
         credit_left = None
         if row.credit_limit is not None:
             usage = tx.usage([row.id]).get(row.id)
@@ -242,11 +277,3 @@ class ManagementApi:
             member_id=row.member_id,
             project_id=row.project_id,
         )
-
-
-def _response(told: Answer) -> Response:
-    headers = dict(_HEADERS | {"Content-Type": "application/json"} | dict(told.headers))
-    if told.body is None:
-        del headers["Content-Type"]
-        return Response(status_code=told.status, headers=headers)
-    return Response(json.dumps(told.body).encode(), told.status, headers)

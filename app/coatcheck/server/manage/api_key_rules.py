@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from coatcheck import ids, token_profile
 from coatcheck.client_address import Network, parse_network
+from coatcheck.durations import told as span_told
 from coatcheck.restrictions import Allowance, Rights
 from coatcheck.restrictions.claims import claims_of
 from coatcheck.scope import (
@@ -197,15 +198,10 @@ def _end(expires_at: int | None, policy: Policy, now: int) -> int | None:
         if expires_at is None or expires_at > latest:
             raise Invalid(
                 "expiresAt",
-                f"API keys live for {_span(policy.max_lifetime_s)} at most here: name an end until"
-                f" {forms.rfc3339(latest)}",
+                f"API keys live for {span_told(policy.max_lifetime_s)} at most here: name an end"
+                f" until {forms.rfc3339(latest)}",
             )
     return expires_at
-
-
-def _span(seconds: int) -> str:
-    days, rest = divmod(seconds, 86_400)
-    return f"{seconds} seconds" if rest else f"{days} days"
 
 
 def _audiences(catalog: Catalog, given: Sequence[str], environment: str) -> tuple[str, ...]:

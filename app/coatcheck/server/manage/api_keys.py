@@ -255,12 +255,14 @@ def edit(
         end = new.expires_at if has_new_end else row.expires_at
         rights = replace(checked.rights, expires_at=end)
         if within is not None:
-            within.require(before, catalog)
+            within = within.over(row)
+            within.require(before, catalog, row.credit_limit)
+            if within.credit_left is not None and row.created_by != within.api_key_id:
+                # Raising what somebody else gave would be giving what nobody counts.
+                within = replace(within, credit_left=row.credit_limit)
             within.require(rights, catalog, new.credit_limit)
         usage = tx.usage([row.id]).get(row.id)
-        is_spent = new.credit_limit is not None and (usage.credits if usage else 0) >= (
-            new.credit_limit
-        )
+        is_spent = _is_spent(tx, row.id, new.credit_limit)
         narrows = bool(before.beyond(rights)) or (is_spent and row.disabled_at is None)
         told = list(api_key_rules.warnings(new, rights))
         if narrows:
@@ -321,10 +323,7 @@ def enable(
         row = _existing(tx, api_key_id)
         _require_not_revoked(row)
         _require_within(row, within, catalog)
-        usage = tx.usage([row.id]).get(row.id)
-        spent = usage.credits if usage else 0
-        is_spent = row.credit_limit is not None and 0 < row.credit_limit <= spent
-        if row.disabled_reason == "quota" or is_spent:
+        if row.disabled_reason == "quota" or _is_spent(tx, row.id, row.credit_limit):
             raise Conflict(
                 f"{row.id} has used its credit up: raise its creditLimit instead", "quota_exceeded"
             )
@@ -669,6 +668,14 @@ def _organization(tx: Transaction, organization_id: str) -> Organization:
     return row
 
 
+def _is_spent(tx: Transaction, api_key_id: str, limit: int | None) -> bool:
+    """Whether an API key has used up, or given away, all that it may have."""
+    if limit is None:
+        return False
+    usage = tx.usage([api_key_id]).get(api_key_id)
+    return (usage.credits if usage else 0) + tx.credit_given_by(api_key_id) >= max(limit, 1)
+
+
 def _existing(tx: Transaction, api_key_id: str) -> ApiKey:
     row = tx.api_key(api_key_id)
     if row is None or row.deleted_at is not None:
@@ -689,7 +696,7 @@ def _require_not_revoked(row: ApiKey) -> None:
 def _require_within(row: ApiKey, within: Bounds | None, catalog: Catalog | None) -> None:
     if within is not None:
         assert catalog is not None  # noqa: S101 - who bounds says by which catalog
-        within.require(rights_of(row, catalog), catalog, row.credit_limit)
+        within.over(row).require(rights_of(row, catalog), catalog, row.credit_limit)
 
 
 def shown(tx: Transaction, row: ApiKey, now: int) -> ApiKeyView:

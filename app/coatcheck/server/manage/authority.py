@@ -32,6 +32,8 @@ class Bounds:
         any_environment: whether environments are not compared.
         platform: whether the platform's permissions may be given.
         credit_left: in millionths; None: without limit.
+        permissions: what its token says, for the audience `management`; None: all of its scopes.
+        api_key_id: whose bounds they are; None: nobody's in particular.
     """
 
     rights: Rights
@@ -39,6 +41,22 @@ class Bounds:
     any_environment: bool
     platform: bool = False
     credit_left: int | None = None
+    permissions: Scopes | None = None
+    api_key_id: str | None = None
+
+    def over(self, row: ApiKey) -> "Bounds":
+        """The same, for what is done to an API key that is there already.
+
+        What it has of this one's credit is not asked for twice, and nobody gives to itself.
+        """
+        left = self.credit_left
+        if self.api_key_id is None:
+            return self
+        if row.id == self.api_key_id:
+            return replace(self, any_scope=False, credit_left=row.credit_limit)
+        if left is not None and row.created_by == self.api_key_id:
+            left += row.credit_limit or 0
+        return replace(self, credit_left=left)
 
     def require(self, rights: Rights, catalog: Catalog, credit_limit: int | None = None) -> None:
         """Do nothing, if these rights lie within.
@@ -67,7 +85,11 @@ class Bounds:
         ]
         for audience in rights.audiences:
             meaning = catalog.vocabulary(audience)
-            if meaning.expand(wider.scopes).missing(meaning.expand(rights.scopes)):
+            is_management = audience == catalog.management_audience
+            own = wider.scopes
+            if is_management and self.permissions is not None:
+                own = self.permissions
+            if meaning.expand(own).missing(meaning.expand(rights.scopes)):
                 beyond.append("scopes")
                 break
         return tuple(beyond)
@@ -152,4 +174,6 @@ def bounds_of(
         # A person of the operator's, never a machine of theirs.
         platform=of_operator and row.member_id is not None and permissions.covers(Grant(OPERATOR)),
         credit_left=credit_left,
+        permissions=permissions,
+        api_key_id=row.id,
     )

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from coatcheck import apikey
+from coatcheck.restrictions import Rights
+from coatcheck.scope import Scopes
 from coatcheck.server.catalog import Catalog
 from coatcheck.server.manage import api_keys, forms
 from coatcheck.server.manage.api_key_rules import DEVICE, NewApiKey
@@ -102,6 +104,9 @@ def sign_in(
         organization = _organization(tx, member)
         latest = latest_end(catalog, organization, now)
         row = _in_force(tx, member.id, device)
+        if row is not None and caller.project_id not in (None, row.project_id):
+            # First: it tells and changes nothing of another project.
+            raise Beyond(("project_id",))
         if row is not None:
             _require_not_disabled(row)
         if row is not None and row.expires_at is not None and row.expires_at <= now:
@@ -173,7 +178,8 @@ def sign_out(store: Transactions, member_id: str, device: str, caller: Caller, *
     device = _device(device)
     with store.transaction() as tx:
         row = _in_force(tx, _member(tx, member_id).id, device)
-        if row is not None:
+        # A device key of a project that the caller does not see does not exist for it.
+        if row is not None and caller.project_id in (None, row.project_id):
             _require_not_disabled(row)
             api_keys.revoke(tx, row.id, caller.actor, now=now)
 
@@ -319,6 +325,7 @@ def _narrowing(
             project.
     """
     rights = rights_of(row, catalog)
+    _require_given(rights, bounds, catalog)
     axes = [axis for axis in rights.beyond(bounds.rights) if axis in _NARROWED]
     allowed = replace(bounds.rights, expires_at=earliest(latest, bounds.rights.expires_at))
     narrowed = replace(rights, **{axis: getattr(allowed, axis) for axis in axes})
@@ -330,3 +337,18 @@ def _narrowing(
     replace(bounds, any_scope=True, credit_left=left).require(narrowed, catalog, row.credit_limit)
     inherited = inheriting(NewApiKey(row.organization_id, row.name, expires_at=latest), bounds)
     return {_NARROWED[axis]: getattr(inherited, _NARROWED[axis]) for axis in axes}
+
+
+def _require_given(rights: Rights, bounds: Bounds, catalog: Catalog) -> None:
+    """What a device key may do is the catalog's for devices, or the caller's own: who administers
+    may have added more, and that is not membership's to give.  Raises Beyond."""
+    if bounds.any_scope:
+        return
+    default = catalog.default_audiences[rights.environment]
+    for audience in rights.audiences:
+        meaning = catalog.vocabulary(audience)
+        own = bounds.rights.scopes if audience in bounds.rights.audiences else Scopes()
+        given = catalog.device_scopes if audience == default else None
+        left = meaning.expand(own).missing(meaning.expand(rights.scopes))
+        if meaning.expand(given or Scopes()).missing(left):
+            raise Beyond(("scopes",))

@@ -165,7 +165,8 @@ def edit(
             detail["role"] = [before.role, row.role]
         if detail:
             changes = [_change(What.MEMBER_EDITED, row, actor, now, **detail)]
-            changes += _narrow_api_keys(tx, row, actor, now)
+            if "role" in detail:
+                changes += _narrow_api_keys(tx, row, actor, now)
             tx.append(changes)
         return view(row)
 
@@ -236,7 +237,9 @@ def view(row: Member) -> MemberView:
 
 def _narrow_api_keys(tx: Transaction, member: Member, actor: Actor, now: int) -> list[Change]:
     """Take from a member's own API keys what its role does not allow."""
-    allowed = Scopes.of(ROLES[member.role])
+    # An admin of the operator's may have been given the platform's, which stays.
+    platform = (OPERATOR,) if member.role == ADMIN else ()
+    allowed = Scopes.of((*ROLES[member.role], *platform))
     changes = []
     for row in tx.live_api_keys_of_member(member.organization_id, member.id):
         scopes = Scopes.parse(row.scopes)

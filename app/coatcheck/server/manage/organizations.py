@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from coatcheck import ids
+from coatcheck.durations import told as span_told
 from coatcheck.scope import ORGANIZATION_PERMISSIONS
 from coatcheck.server.catalog import Catalog
 from coatcheck.server.changes import Actor, Change, What
@@ -52,7 +53,7 @@ class OrganizationView:
             "suspendedAt": forms.rfc3339(self.suspended_at),
             "bootstrappedAt": forms.rfc3339(self.bootstrapped_at),
             "recoverable": self.is_recoverable,
-            "maxLifetimeSeconds": self.max_lifetime_s,
+            "maxLifetime": None if self.max_lifetime_s is None else span_told(self.max_lifetime_s),
             "creditLimit": forms.credits_told(self.credit_limit),
             "lowCredit": forms.credits_told(self.low_credit),
         }

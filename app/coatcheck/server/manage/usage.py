@@ -56,15 +56,30 @@ class Counted:
 
 
 def report(
-    store: Transactions, catalog: Catalog, reports: Sequence[Report], reporter: Actor, *, now: int
+    store: Transactions,
+    catalog: Catalog,
+    reports: Sequence[Report],
+    reporter: Actor,
+    *,
+    now: int,
+    own: str | None = None,
 ) -> Counted:
     """Count what API keys consumed; in an environment that is free, at no credits.
+
+    Args:
+        own: the one organization whose API keys the reporter knows; None: every one.
 
     Raises:
         StoreUnavailable: the database did not answer.
     """
     with store.transaction() as tx:
-        metered = tx.metered({one.api_key_id for one in reports})
+        metered = {
+            api_key_id: (organization_id, environment)
+            for api_key_id, (organization_id, environment) in tx.metered(
+                {one.api_key_id for one in reports}
+            ).items()
+            if own in (None, organization_id)
+        }
         named = {
             f"{reporter.id} {one.name}": one
             # The first of a name counts.
@@ -167,7 +182,9 @@ def _of_organizations(
 def _of_api_keys(
     tx: Transaction, added: Mapping[str, Reported], actor: Actor, now: int
 ) -> Iterable[Change]:
-    for credit in tx.credits_of_api_keys(_costly(added)):
+    for told in tx.credits_of_api_keys(_costly(added)):
+        # What it has given to others is not its own any more.
+        credit = told._replace(used=told.used + tx.credit_given_by(told.id))
         if _falls_below(credit, added, credit.limit // _LOW):
             yield _low(credit, actor, now)
         if credit.used < credit.limit:

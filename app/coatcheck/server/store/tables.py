@@ -37,8 +37,8 @@ _Integer64 = BigInteger().with_variant(Integer(), "sqlite")
 _BY_PRIMARY_KEY: Final = {"sqlite_with_rowid": False}
 
 
-def _where_given(column: str) -> Index:
-    given = text(f"{column} IS NOT NULL")
+def _where_given(column: str, wanted: str = "") -> Index:
+    given = text(f"{wanted or column} IS NOT NULL")
     return Index(f"ix_api_keys_{column}", column, sqlite_where=given, postgresql_where=given)
 
 
@@ -152,6 +152,8 @@ class ApiKey(SQLModel, table=True):
         # Of the few that belong to a member or a group.
         _where_given("member_id"),
         _where_given("group_id"),
+        # What an API key has given away of its own credit.
+        _where_given("created_by", "credit_limit"),
         _BY_PRIMARY_KEY,
     )
 

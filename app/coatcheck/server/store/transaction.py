@@ -483,11 +483,20 @@ class Transaction:
         ).all()
 
     def credit_given_by(self, api_key_id: str) -> int:
-        """The sum of the credit limits of the API keys that this one has made."""
-        query = select(func.sum(ApiKey.credit_limit)).where(
-            ApiKey.created_by == api_key_id, col(ApiKey.state).in_(("active", "disabled"))
+        """The sum of the credit limits of the API keys that this one has made.
+
+        Of those that have ended it is what they had used: only the rest comes back.
+        """
+        ends = col(ApiKey.state).in_(("revoked", "deleted"))
+        is_given = (ApiKey.created_by == api_key_id, col(ApiKey.credit_limit).is_not(None))
+        of_live = select(func.sum(ApiKey.credit_limit)).where(*is_given, ~ends)
+        of_ended = (
+            select(func.sum(ApiKeyUsage.credits))
+            .join(ApiKey, col(ApiKey.id) == ApiKeyUsage.api_key_id)
+            .where(*is_given, ends)
         )
-        return int(self._session.exec(query).one() or 0)
+        given = self._session.exec(of_live).one() or 0
+        return int(given + (self._session.exec(of_ended).one() or 0))
 
     def secrets_of(self, api_key_ids: Sequence[str]) -> dict[str, list[ApiKeySecret]]:
         """The secrets of many API keys, the oldest first."""

@@ -62,6 +62,7 @@ class Call:
     Attributes:
         parameters: what stands in the path, by name.
         now: seconds since the epoch.
+        was_read: which inputs the handler has looked at, `Body` and `Query`.
     """
 
     office: Office
@@ -70,6 +71,7 @@ class Call:
     request: Request
     parameters: Mapping[str, str]
     now: int
+    was_read: set[type] = field(default_factory=set, init=False)
 
     @property
     def store(self) -> Within:
@@ -82,10 +84,12 @@ class Call:
 
     def body(self, kind: type[_Body]) -> _Body:
         """The body as values.  Raises Problem."""
+        self.was_read.add(Body)
         return read_body(self.request, kind)
 
     def query(self, kind: type[_Query]) -> _Query:
         """The query as values.  Raises Problem."""
+        self.was_read.add(Query)
         return read_query(self.request, kind)
 
     # --- what the caller sees.  What it does not see does not exist: NotFound.

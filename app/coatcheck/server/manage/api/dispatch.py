@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from coatcheck.server.manage.api.call import Call, Office, Route, forbidden
 from coatcheck.server.manage.api.routes import ROUTES
-from coatcheck.server.manage.api.wire import Answer, Problem, Request, invalid
+from coatcheck.server.manage.api.wire import Answer, Body, Problem, Query, Request, invalid
 from coatcheck.server.manage.authority import Caller
 from coatcheck.server.manage.errors import Beyond, Conflict, Invalid, NotFound
 from coatcheck.server.sealing import BadSealingKey
@@ -28,6 +28,7 @@ from coatcheck.server.store.tables import IdempotentRequest
 #: How long a request is known by its Idempotency-Key, in seconds.
 IDEMPOTENT_FOR: Final = 24 * 3600
 _IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+_ID: Final = re.compile(r"[a-z]{3}_")
 _PARAMETER: Final = re.compile(r"\{([a-z]+)\}")
 
 #: How the caller of a request is loaded, within the request's transaction.
@@ -107,7 +108,9 @@ def problem_of(error: Exception) -> Problem:
 
 def _sentence(error: Exception) -> str:
     text = str(error)
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+    # An id stays as it is.
+    begin = text[:1] if _ID.match(text) else text[:1].upper()
+    return begin + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def _in_transaction(
@@ -122,8 +125,19 @@ def _in_transaction(
     # 3
     key = request.headers.get("idempotency-key")
     if key is None or request.method != "POST":
-        return route.handler(call)
+        return _done(call, route)
     return _once(call, route, key)
+
+
+def _done(call: Call, route: Route) -> Answer:
+    """Step 4, and that no input was passed over."""
+    answered = route.handler(call)
+    # What somebody sent was meant: a misspelled parameter must not be taken for none.
+    if Query not in call.was_read:
+        call.query(Query)
+    if Body not in call.was_read and call.request.method not in ("GET", "HEAD", "DELETE"):
+        call.body(Body)
+    return answered
 
 
 def _require_permission(route: Route, caller: Caller) -> None:
@@ -151,8 +165,9 @@ def _once(call: Call, route: Route, key: str) -> Answer:
                 "idempotency_key_reused",
                 "This Idempotency-Key was sent with another request before: use a new one.",
             )
-        return Answer(before.status, json.loads(before.answer), {"Idempotency-Replayed": "true"})
-    done = route.handler(call)
+        told, headers = json.loads(before.answer)
+        return Answer(before.status, told, headers | {"Idempotency-Replayed": "true"})
+    done = _done(call, route)
     told = done.body if done.replayed is None else done.replayed
     call.tx.forget_idempotent_requests(before_at=call.now - IDEMPOTENT_FOR)
     call.tx.add_idempotent_request(
@@ -160,7 +175,7 @@ def _once(call: Call, route: Route, key: str) -> Answer:
             id=name,
             body_digest=digest,
             status=done.status,
-            answer=json.dumps(told),
+            answer=json.dumps((told, dict(done.headers))),
             at=call.now,
         )
     )

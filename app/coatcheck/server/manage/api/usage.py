@@ -6,7 +6,7 @@ from pydantic import Field
 
 from coatcheck.scope import RESOURCE_SERVER
 from coatcheck.server.manage import forms, usage
-from coatcheck.server.manage.api.call import Call, Route
+from coatcheck.server.manage.api.call import Call, Route, forbidden
 from coatcheck.server.manage.api.wire import Answer, Body, Query
 from coatcheck.server.manage.errors import Beyond
 from coatcheck.server.manage.usage import Report
@@ -45,9 +45,15 @@ class OrganizationQuery(Query):
 
 
 def report(call: Call) -> Answer:
+    if not (call.caller.may(RESOURCE_SERVER) or call.caller.may(WRITE)):
+        raise forbidden(RESOURCE_SERVER)
+    # Without the platform's permission one reports of one's own organization only.
+    own = None if call.caller.may(RESOURCE_SERVER) else call.caller.organization_id
     body = call.body(ReportsBody)
     reports = [_report(number, one, call.now) for number, one in enumerate(body.reports)]
-    counted = usage.report(call.store, call.catalog, reports, call.caller.actor, now=call.now)
+    counted = usage.report(
+        call.store, call.catalog, reports, call.caller.actor, now=call.now, own=own
+    )
     return Answer(200, counted.to_json())
 
 
@@ -79,9 +85,10 @@ def _report(number: int, one: ReportBody, now: int) -> Report:
 
 
 READ: Final = "usage:read"
+WRITE: Final = "usage:write"
 
 ROUTES: Final[tuple[Route, ...]] = (
-    Route("POST", "/usage", RESOURCE_SERVER, report, needs_bootstrap=False),
+    Route("POST", "/usage", None, report, needs_bootstrap=False),
     Route("GET", "/usage", READ, of_organization, writes=False),
     Route("GET", "/keys/{key}/usage", READ, of_key, writes=False),
 )

@@ -152,8 +152,12 @@ def upgrade() -> None:
         sqlite_where=is_sealed,
         postgresql_where=is_sealed,
     )
-    for column in ("member_id", "group_id"):
-        given = sa.text(f"{column} IS NOT NULL")
+    for column, wanted in (
+        ("member_id", "member_id"),
+        ("group_id", "group_id"),
+        ("created_by", "credit_limit"),
+    ):
+        given = sa.text(f"{wanted} IS NOT NULL")
         op.create_index(
             f"ix_api_keys_{column}",
             "api_keys",

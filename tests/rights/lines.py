@@ -90,8 +90,6 @@ LINES: Final[Mapping[str, Line]] = {
         (RESOURCE_SERVER, "usage:write"),
         200,
         lambda things: {"reports": [{"id": "a-report", "key": things.key, "requests": 3}]},
-        # It belongs to the platform.
-        is_always_open=True,
     ),
     "GET /usage": Line(("usage:read",), names_organization="query"),
     "GET /events": Line(("audit:read",), names_organization="query"),

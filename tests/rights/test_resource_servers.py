@@ -262,17 +262,26 @@ def report_of(key: str) -> dict[str, object]:
 
 
 def test_usage_is_a_resource_servers_to_report(stage: Stage, metering: Made, customer: str) -> None:
-    """Else somebody would spend another one's credit, or hide its own use."""
+    """Else somebody would spend another one's credit.
+
+    `usage:write` reports of its own organization; the API keys of others do not exist for it.
+    """
     victim = stage.api_key(customer, "read", audiences=(PRODUCT,), credit_limit=5_000_000)
     operators = stage.deployment.organization_id
-    others = [
+    strangers = [
         stage.api_key(operators, *ORGANIZATION_PERMISSIONS),
         stage.api_key(operators, "*"),
+        stage.api_key(operators, "usage:write"),
+    ]
+    others = [
         stage.api_key(operators, OPERATOR),
-        stage.api_key(customer, "usage:write"),
+        stage.api_key(customer, "usage:read", "org:admin"),
         stage.api_key(operators, f"{RESOURCE_SERVER}@PLACE/Site/1"),
     ]
 
+    for stranger in strangers:
+        answer = stage.ask(stranger.secret, "POST", "/usage", report_of(victim.id))
+        assert answer.json() == {"counted": 0, "known": 0, "unknown": [victim.id]}
     for other in others:
         answer = stage.ask(other.secret, "POST", "/usage", report_of(victim.id))
         assert answer.status_code == 403

@@ -62,7 +62,7 @@ ROOMS: dict[str, str] = {
     ),
     "server.inprocess": (
         f"{WORDS} restrictions server.changes server.issue server.logs server.manage"
-        " server.alarms server.usage server.signing server.store"
+        " server.alarms server.signing server.store server.throttle server.usage"
         " verifier.errors verifier.presented verifier.product"
     ),
     "server.pages": "",

@@ -19,7 +19,7 @@ from coatcheck.server.manage.api.wire import Answer, Request
 from coatcheck.server.manage.api_keys import NewApiKey
 from coatcheck.server.manage.authority import local
 from coatcheck.server.manage.errors import Invalid
-from support.deployment import AUDIENCE, DAY, NOON, TESTER, Deployment, a_client, a_deployment
+from support.deployment import AUDIENCE, NOON, TESTER, Deployment, a_client, a_deployment
 from support.wire import MANAGEMENT, bearer, token_for
 
 Told = dict[str, Any]

@@ -292,14 +292,17 @@ def test_a_call_holds_at_most_a_thousand_reports(world: World) -> None:
     assert world.send(*reports[:1000]).json()["counted"] == 1000
 
 
-def test_only_resource_servers_report(world: World) -> None:
-    """Whoever owns everything in an organization still does not write its bill."""
-    made = world.key()
-    report = {"id": "1", "key": made.api_key.id}
+def test_who_is_no_resource_server_reports_of_its_own_organization_at_most(world: World) -> None:
+    """By `usage:write`; an operator who has neither permission reports nothing."""
+    own, theirs = world.key(), world.key(of=world.another_organization())
+    reports = [{"id": "1", "key": own.api_key.id}, {"id": "2", "key": theirs.api_key.id}]
 
-    for key in (world.owner, world.operator):
-        told = problem(world.send(report, key=key), 403, "insufficient_scope")
-        assert told["scope"] == RESOURCE_SERVER
+    told = world.send(*reports, key=world.manager("usage:write")).json()
+    operator = world.manager("coatcheck:operator")
+    refused = problem(world.send(*reports, key=operator), 403, "insufficient_scope")
+
+    assert told == {"counted": 1, "known": 0, "unknown": [theirs.api_key.id]}
+    assert refused["scope"] == RESOURCE_SERVER
 
 
 def test_usage_is_for_who_may_read_it_and_for_nobody_elses_organization(world: World) -> None:

@@ -48,7 +48,11 @@ def report(call: Call) -> Answer:
     if not (call.caller.may(RESOURCE_SERVER) or call.caller.may(WRITE)):
         raise forbidden(RESOURCE_SERVER)
     # Without the platform's permission one reports of one's own organization only.
-    own = None if call.caller.may(RESOURCE_SERVER) else call.caller.organization_id
+    own = None
+    if not call.caller.may(RESOURCE_SERVER):
+        organization = call.organization()
+        call.require_bootstrapped(organization)
+        own = organization.id
     body = call.body(ReportsBody)
     reports = [_report(number, one, call.now) for number, one in enumerate(body.reports)]
     counted = usage.report(

@@ -308,13 +308,14 @@ class World:
     def _node(self, store: PausingStore) -> Node:
         """A process that has just started; a store that was closed is as good as a new one."""
         ring = RingKeeper(store, self._sealing_keys)
-        issuer = self.parts.issuer(ISSUER, self._deployment.catalog, ring, TOKEN_LIFETIME)
         return Node(
             store=store,
             ring=ring,
             feed=self.parts.feed(ISSUER, store, ring, self.clock),
-            issuer=issuer,
-            document=CoatcheckEndpoint(issuer, FEED_URL, ring, store, self.clock),
+            issuer=self.parts.issuer(ISSUER, self._deployment.catalog, ring, TOKEN_LIFETIME),
+            document=CoatcheckEndpoint(
+                ISSUER, self._deployment.catalog, FEED_URL, ring, store, self.clock
+            ),
         )
 
     def restart(self, which: int) -> None:

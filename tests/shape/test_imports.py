@@ -52,7 +52,8 @@ ROOMS: dict[str, str] = {
         " verifier.check verifier.errors verifier.keyset"
     ),
     "server.oauth": (
-        f"{WORDS} restrictions server.issue server.changes server.feed server.inflight"
+        f"{WORDS} restrictions server.catalog server.issue server.changes server.feed"
+        " server.inflight"
         " server.logs server.metrics server.signing server.store server.throttle server.usage"
         " server.alarms"
     ),

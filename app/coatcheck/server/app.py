@@ -274,7 +274,12 @@ class Service:
             metadata.DOCUMENTS, metadata.MetadataEndpoint(document).__call__
         )
         well_known[metadata.COATCHECK] = metadata.CoatcheckEndpoint(
-            bridge.issuer, self._feed.url, self._ring, self._store, self._clock
+            settings.issuer,
+            self._catalog,
+            self._feed.url,
+            self._ring,
+            self._store,
+            self._clock,
         ).__call__
         key_set = metadata.KeySetEndpoint(
             self._ring, self._store, self._clock, self._publication.max_age

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from coatcheck.durations import FEED_STALE, FEED_WINDOW, JWKS_MAX_AGE, TOKEN_LIFETIME
-from coatcheck.server.issue.exchange import Issuer
+from coatcheck.server.catalog import Catalog
 from coatcheck.server.signing import Ring, RingKeeper
 from coatcheck.server.store import Store, StoreUnavailable
 
@@ -88,15 +88,15 @@ class CoatcheckEndpoint:
 
     def __init__(
         self,
-        issuer: Issuer,
+        issuer: str,
+        catalog: Catalog,
         feed_url: str,
         ring: RingKeeper,
         store: Store,
         clock: Callable[[], float],
     ) -> None:
-        catalog = issuer.catalog
         self._fixed: dict[str, object] = {
-            "issuer": issuer.url,
+            "issuer": issuer,
             "revocations_endpoint": feed_url,
             "durations": {
                 "token_lifetime": TOKEN_LIFETIME,

@@ -1,7 +1,9 @@
 """Fixtures that every room of tests may use."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 from starlette.testclient import TestClient
@@ -39,3 +41,51 @@ def postgres() -> Iterator[Server]:
     """A PostgreSQL server, shared by all tests of one worker: make your own database in it."""
     with server() as running:
         yield running
+
+
+#: Modules that take longest, and their seconds: most of it is waiting for processes and clocks.
+#: With xdist each worker begins with its share of them, and what is left to be shared out at the
+#: end is small.
+LONG: Final = {
+    "journey/test_kills.py": 90,
+    "model/test_core.py": 110,
+    "journey/test_revocation_latency.py": 100,
+    "journey/test_fleet.py": 70,
+    "journey/test_process.py": 75,
+    "journey/test_command_line.py": 75,
+    "products/test_docs_products.py": 50,
+    "fuzz/": 50,
+    "journey/test_postgres_faults.py": 45,
+    "journey/test_signing_keys.py": 40,
+    "journey/test_first_day.py": 40,
+    "journey/test_rotation.py": 25,
+    "journey/test_node_clients.py": 35,
+    "wire/test_raw_sockets.py": 35,
+    "journey/test_command_line_server.py": 30,
+    "rights/": 50,
+    "faults/": 45,
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers == 1:
+        return
+    long: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    seconds = [0] * workers
+    others = list(items)
+    for module, takes in sorted(LONG.items(), key=lambda one: -one[1]):
+        least = seconds.index(min(seconds))
+        seconds[least] += takes
+        long[least] += [item for item in others if f"tests/{module}" in item.nodeid]
+        others = [item for item in others if f"tests/{module}" not in item.nodeid]
+    # Work stealing hands out equal parts, in order, and steals from their ends.
+    left = len(items)
+    ordered: list[pytest.Item] = []
+    for number, own in enumerate(long):
+        size = left // (workers - number)
+        left -= size
+        room = max(0, size - len(own))
+        ordered += own + others[:room]
+        others = others[room:]
+    items[:] = ordered + others

@@ -21,7 +21,7 @@ from support.deployment import DAY, NOON
 
 FEW = 1000
 #: A million takes a minute to make: `COATCHECK_TEST_API_KEYS=1000000` when that is wanted.
-MANY = int(os.environ.get("COATCHECK_TEST_API_KEYS", "60000"))
+MANY = int(os.environ.get("COATCHECK_TEST_API_KEYS", "20000"))
 #: API keys on a page: so many of each kind are among few, too.
 LIMIT = 20
 #: What a page may cost more among many than among few.

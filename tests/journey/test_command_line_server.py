@@ -261,7 +261,7 @@ def test_organizations_and_what_is_in_them_are_managed_there_too(there: Run) -> 
     organization, admin = made["organization"]["id"], made["key"]
     assert apikey.parse(admin["key"])
     done = there("orgs", "edit", organization, "--max-lifetime", "90d", "--credit-limit", "5")
-    assert "7776000" in done.stdout
+    assert "90d" in done.stdout
     in_it = ("--org", organization, "--json")
     project = document(there("projects", "create", "--name", "P", *in_it))["id"]
     there("projects", "rename", project, "--name", "Q")

@@ -46,7 +46,7 @@ from support.deployment import TESTER
 from support.history import ISSUE, REVOKE, History, Verdict
 from support.live import Live, a_service, clean_environment, run_command, serve
 
-KILLS = int(os.environ.get("COATCHECK_TEST_KILLS", "20"))
+KILLS = int(os.environ.get("COATCHECK_TEST_KILLS", "12"))
 SEED = int(os.environ.get("COATCHECK_TEST_SEED", "0")) or random.randrange(1, 10**6)  # noqa: S311
 AUDIENCE = "https://api.example.com"
 GOAL_S = 3.0

@@ -40,10 +40,10 @@ CATALOGS: Final[Mapping[str, str | None]] = {
     "one of everything": CATALOG,
     **{path.stem: path.read_text() for path in sorted(EXAMPLES.glob("*.toml"))},
 }
-#: Twelve stories of twelve steps for each catalog, the same ones in every run.  A story follows
+#: Six stories of twelve steps for each catalog, the same ones in every run.  A story follows
 #: from its number alone, which there is nothing to shrink about.
 CAREFULLY: Final = settings(
-    max_examples=12,
+    max_examples=6,
     derandomize=True,
     database=None,
     deadline=None,

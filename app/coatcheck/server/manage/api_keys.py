@@ -673,7 +673,7 @@ def _is_spent(tx: Transaction, api_key_id: str, limit: int | None) -> bool:
     if limit is None:
         return False
     usage = tx.usage([api_key_id]).get(api_key_id)
-    return (usage.credits if usage else 0) + tx.credit_given_by(api_key_id) >= max(limit, 1)
+    return (usage.credits if usage else 0) + tx.credit_given_by(api_key_id) >= limit
 
 
 def _existing(tx: Transaction, api_key_id: str) -> ApiKey:

@@ -135,10 +135,11 @@ class Call:
                 f" coatcheck orgs bootstrap {organization.id}.",
             )
 
-    def api_key(self, api_key_id: str) -> ApiKey:
+    def api_key(self, api_key_id: str, *, or_deleted: bool = False) -> ApiKey:
         """An API key that the caller sees.  Raises NotFound."""
         row = self.tx.api_key(api_key_id)
-        if row is None or row.deleted_at is not None or not self._sees(row):
+        is_there = row is not None and (or_deleted or row.deleted_at is None)
+        if row is None or not is_there or not self._sees(row):
             # The text is not repeated: it may be the API key itself.
             raise NotFound("there is no API key of this id (an id starts with key_)")
         return row

@@ -62,7 +62,8 @@ def report(call: Call) -> Answer:
 
 
 def of_key(call: Call) -> Answer:
-    row = call.api_key(call.parameters["key"])
+    # What was used stays used, whatever became of the API key.
+    row = call.api_key(call.parameters["key"], or_deleted=True)
     return Answer(200, usage.of_api_key(row, call.tx.usage([row.id]).get(row.id)))
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from coatcheck import apikey, ids
 from coatcheck.scope import OPERATOR, ORGANIZATION_PERMISSIONS, RESOURCE_SERVER
+from coatcheck.server.catalog import Policies
 from coatcheck.server.changes import Change, What
 from coatcheck.server.manage import api_keys, usage
 from coatcheck.server.manage.api_keys import Created, NewApiKey
@@ -290,6 +291,19 @@ def test_a_call_holds_at_most_a_thousand_reports(world: World) -> None:
     assert problem(world.send(*reports), 400, "invalid_input")["errors"][0]["pointer"] == "/reports"
     assert problem(world.send(), 400, "invalid_input")["errors"][0]["pointer"] == "/reports"
     assert world.send(*reports[:1000]).json()["counted"] == 1000
+
+
+def test_what_a_deleted_key_has_used_stays(world: World) -> None:
+    """Deleting takes it out of every list; audit and usage are kept."""
+    made = world.key()
+    world.send({"id": "1", "key": made.api_key.id, "requests": 7})
+    deployment = world.deployment
+    # This product's catalog revokes only.
+    catalog = replace(deployment.catalog, policies=Policies())
+    api_keys.delete(deployment.store, catalog, made.api_key.id, TESTER, now=NOON, is_confirmed=True)
+
+    problem(world.get(f"/keys/{made.api_key.id}"), 404, "not_found")
+    assert world.told(f"/keys/{made.api_key.id}/usage")["totalRequests"] == 7
 
 
 def test_who_is_no_resource_server_reports_of_its_own_organization_at_most(world: World) -> None:

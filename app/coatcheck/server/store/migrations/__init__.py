@@ -6,15 +6,18 @@ A step that only adds leaves `deployment.works_with` as it is, and the nodes of 
 go on while the upgrade goes around; one that takes something away raises it.
 """
 
-from pathlib import Path
-from typing import Final
+from __future__ import annotations
 
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
 from sqlalchemy import Connection, Engine, inspect, text
 
 from coatcheck.server.store.base import SchemaMismatch
+
+if TYPE_CHECKING:
+    # Loaded where a schema is changed: every command and every worker would wait for it.
+    from alembic.config import Config
 
 #: The step that this version of the code needs; a test holds it equal to Alembic's own head.
 REVISION: Final = "0004"
@@ -26,6 +29,8 @@ _FOLDER: Final = Path(__file__).parent
 
 def config() -> Config:
     """Alembic's configuration, without a file of its own."""
+    from alembic.config import Config  # noqa: PLC0415 - as above
+
     alembic = Config()
     alembic.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
     return alembic
@@ -40,6 +45,8 @@ def upgrade(engine: Engine) -> tuple[str | None, str]:
     Raises:
         SchemaMismatch: the database has a step that this version does not know.
     """
+    from alembic import command  # noqa: PLC0415 - as above
+
     with engine.connect() as connection, connection.begin():
         before = _current(connection)
         if before is not None and before > REVISION:
@@ -56,6 +63,8 @@ def steps_after(revision: str | None) -> list[tuple[str, str]]:
     Raises:
         SchemaMismatch: the database has a step that this version does not know.
     """
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 - as above
+
     if revision is not None and revision > REVISION:
         require_current(revision)
     steps = ScriptDirectory.from_config(config()).walk_revisions()

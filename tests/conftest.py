@@ -1,5 +1,6 @@
 """Fixtures that every room of tests may use."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,13 @@ LONG: Final = {
     "rights/": 50,
     "faults/": 45,
 }
+
+
+def pytest_collection_finish() -> None:
+    # Thousands of tests stay until the end.  Looked at by each collection they would stop a test
+    # for longer than a database waits within a transaction.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

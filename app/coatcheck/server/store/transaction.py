@@ -474,14 +474,6 @@ class Transaction:
         """As `pages.read_page`."""
         return read_page(self._session, organization_id, wanted, now, after, limit)
 
-    def api_keys_of_member(self, member_id: str) -> Sequence[ApiKey]:
-        """A member's own API keys that are neither revoked nor deleted."""
-        return self._session.exec(
-            select(ApiKey).where(
-                ApiKey.member_id == member_id, col(ApiKey.state).in_(("active", "disabled"))
-            )
-        ).all()
-
     def credit_given_by(self, api_key_id: str) -> int:
         """The sum of the credit limits of the API keys that this one has made.
 

@@ -1,7 +1,6 @@
 """One call of the management API, as its handlers see it, and the table of routes' own types."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -19,7 +18,7 @@ from coatcheck.server.manage.api.wire import (
 from coatcheck.server.manage.authority import Caller
 from coatcheck.server.manage.errors import NotFound
 from coatcheck.server.sealing import SealingKey, SealingKeys
-from coatcheck.server.store import Transaction
+from coatcheck.server.store import Transaction, Transactions
 from coatcheck.server.store.tables import ApiKey, Member, Organization, Project
 
 _Body = TypeVar("_Body", bound=Body)
@@ -45,17 +44,6 @@ class Office:
 
 
 @dataclass(frozen=True, slots=True)
-class Within:
-    """A store whose every transaction is the one that is already open."""
-
-    tx: Transaction
-
-    @contextmanager
-    def transaction(self, *, read_only: bool = False) -> Iterator[Transaction]:
-        yield self.tx
-
-
-@dataclass(frozen=True, slots=True)
 class Call:
     """One call.
 
@@ -74,9 +62,9 @@ class Call:
     was_read: set[type] = field(default_factory=set, init=False)
 
     @property
-    def store(self) -> Within:
-        """For use cases, which open a transaction of their own otherwise."""
-        return Within(self.tx)
+    def store(self) -> Transactions:
+        """For use cases, which open a transaction of their own otherwise: they join this one."""
+        return self.tx
 
     @property
     def catalog(self) -> Catalog:

@@ -27,7 +27,10 @@ ROOMS: dict[str, str] = {
     **dict.fromkeys(WORDS.split(), WORDS),
     "restrictions": WORDS,
     "verifier": f"{WORDS} restrictions",
+    # Short imports of adapters.
+    "asgi": "verifier",
     "starlette": "verifier",
+    "wsgi": "verifier",
     # The service, each over what stands above it.
     "server.settings": WORDS,
     "server.catalog": f"{WORDS} restrictions server.settings",

@@ -6,4 +6,11 @@ adapter but who uses it.  The contract tests run over this tuple.
 
 from typing import Final
 
-ADAPTERS: Final = ("coatcheck.verifier.adapters.starlette",)
+ADAPTERS: Final = (
+    "coatcheck.verifier.adapters.asgi",
+    "coatcheck.verifier.adapters.wsgi",
+    "coatcheck.verifier.adapters.starlette",
+)
+
+#: They stand at single routes, and leave all others open.
+PER_ROUTE: Final[tuple[str, ...]] = ()

@@ -125,7 +125,7 @@ def _pairs(environ: WSGIEnvironment) -> Iterator[tuple[str, str]]:
 
 def path_of(environ: WSGIEnvironment) -> str:
     """The path, decoded; what follows the place where the application is mounted, too."""
-    path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     # PEP 3333: bytes that look like text.
     return path.encode("latin-1").decode("utf-8", "replace")
 

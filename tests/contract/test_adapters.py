@@ -1,553 +1,419 @@
-"""Every adapter gives the same answers to the same requests.
+"""Every adapter gives the same answers to the same requests, and they are the verifier's own.
 
-An adapter is registered in ADAPTERS and brings a harness here: how its framework is asked.
+An adapter is registered in ADAPTERS and brings a harness, `support/adapters`: the application of
+the contract as users of its framework would write it, and how that framework is asked.  Behind
+all of them is an issuer that answers every verifier of this process.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import pytest
-from starlette.applications import Starlette
-from starlette.authentication import requires
-from starlette.endpoints import HTTPEndpoint
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route, WebSocketRoute
-from starlette.testclient import TestClient
-from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from coatcheck import apikey
-from coatcheck.scope import MalformedScope, Scopes
-from coatcheck.starlette import CoatcheckMiddleware, require_scopes
-from coatcheck.verifier import Principal, Verifier
-from coatcheck.verifier.adapters import ADAPTERS
-from support.tokens import AUDIENCE, ISSUER, NOW, SetClock, claims, key_set, signer
+from coatcheck.testing import FakeIssuer
+from coatcheck.verifier import MissingCredentials, Verifier, VerifierError
+from coatcheck.verifier.adapters import ADAPTERS, PER_ROUTE
+from support.adapters.harness import PEER, Answer, Ask, Headers, harness_of
 
 METADATA = "/.well-known/oauth-protected-resource"
+READ = "widgets:read"
+NEAR, FAR = "203.0.113.7", "198.51.100.7"
 
 
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: dict[str, str]
-    problem: dict[str, Any]
+class Asked(NamedTuple):
+    """A request of the contract."""
+
+    headers: Headers = ()
+    path: str = "/widgets"
+    method: str = "GET"
 
 
-#: GET a path with these headers.  `/whoami` needs a credential only, `/widgets` the scope
-#: `widgets:read`; both answer with {"key_id": …}.  `/health` is public.
-Ask = Callable[[str, list[tuple[str, str]]], Answer]
+@pytest.fixture(scope="module")
+def installed() -> Iterator[FakeIssuer]:
+    roles = {"viewer": ("GET", "HEAD"), "member": ("GET", "HEAD", "POST")}
+    with FakeIssuer(roles=roles, api_key_header="X-Acme-Key") as issuer:
+        yield issuer
 
 
-# Starlette
+@pytest.fixture
+def issuer(installed: FakeIssuer) -> FakeIssuer:
+    installed.reset()
+    return installed
 
 
-@require_scopes("widgets:read")
-async def widgets(request: Request) -> Response:
-    return JSONResponse({"key_id": request.user.key_id})
+class Behind(NamedTuple):
+    """An application behind an adapter."""
+
+    ask: Ask
+    verifier: Verifier
+
+    def __call__(self, asked: Asked) -> Answer:
+        return self.ask(asked.method, asked.path, asked.headers)
+
+    def judged(self, asked: Asked, scopes: str) -> VerifierError:
+        """What the verifier itself says, asked without any adapter."""
+        query = asked.path.partition("?")[2]
+        with pytest.raises(VerifierError) as refused:
+            self.verifier.authenticate(
+                asked.headers, scopes, client_address=PEER, query=query, method=asked.method
+            )
+        return refused.value
 
 
-@require_scopes("widgets:read")
-def widgets_sync(request: Request) -> Response:
-    return JSONResponse({"key_id": request.user.key_id})
+@pytest.fixture(scope="module", params=ADAPTERS)
+def behind(request: pytest.FixtureRequest, installed: FakeIssuer) -> Iterator[Behind]:
+    harness = harness_of(request.param)
+    with (
+        Verifier(
+            installed.issuer,
+            installed.audience,
+            environment=installed.environment,
+            service_key=installed.service_key,
+            trusted_proxies=[PEER],
+            on_stale_feed="refuse",
+        ) as verifier,
+        harness.asking(harness.application(verifier)) as ask,
+    ):
+        yield Behind(ask, verifier)
 
 
-class Widgets(HTTPEndpoint):
-    @require_scopes("widgets:read", "widgets:write")
-    async def get(self, request: Request) -> Response:
-        return JSONResponse({"key_id": request.user.key_id})
+def bearer(credential: str) -> tuple[str, str]:
+    return ("Authorization", f"Bearer {credential}")
 
 
-@requires("widgets:read")
-async def stock_requires(request: Request) -> Response:
-    return JSONResponse({"key_id": request.user.identity})
+def basic(user_name: str) -> tuple[str, str]:
+    return ("Authorization", f"Basic {b64encode(f'{user_name}:'.encode()).decode()}")
 
 
-async def one_place(request: Request) -> Response:
-    request.user.require("read", resource=f"PLACE/{request.path_params['id']}")
-    return JSONResponse({})
+def from_address(address: str) -> tuple[str, str]:
+    return ("X-Forwarded-For", address)
 
 
-async def whoami(request: Request) -> Response:
-    return JSONResponse({"key_id": request.user.display_name})
+Case = Callable[[FakeIssuer], Asked]
 
-
-async def health(request: Request) -> Response:
-    return JSONResponse({"is_authenticated": request.user.is_authenticated})
-
-
-async def chat(websocket: WebSocket) -> None:
-    await websocket.accept()
-    await websocket.send_text(websocket.user.key_id)
-    await websocket.close()
-
-
-@require_scopes("chat")
-async def narrow_chat(websocket: WebSocket) -> None:
-    await chat(websocket)
-
-
-def starlette_client(verifier: Verifier) -> TestClient:
-    app = Starlette(
-        routes=[
-            Route("/whoami", whoami),
-            Route("/widgets", widgets),
-            Route("/widgets/sync", widgets_sync),
-            Route("/widgets/class", Widgets),
-            Route("/widgets/stock", stock_requires),
-            Route("/places/{id}", one_place),
-            Route("/health", health),
-            Route("/health/widgets", widgets),
-            WebSocketRoute("/chat", chat),
-            WebSocketRoute("/chat/narrow", narrow_chat),
-        ],
-        middleware=[
-            Middleware(CoatcheckMiddleware, verifier, public=["/health", "/health/widgets"])
-        ],
-    )
-    return TestClient(app)
-
-
-def ask_starlette(verifier: Verifier) -> Ask:
-    client = starlette_client(verifier)
-
-    def ask(path: str, headers: list[tuple[str, str]]) -> Answer:
-        answer = client.get(path, headers=headers)
-        return Answer(answer.status_code, dict(answer.headers), answer.json())
-
-    return ask
-
-
-HARNESSES: dict[str, Callable[[Verifier], Ask]] = {
-    "coatcheck.verifier.adapters.starlette": ask_starlette,
+#: Requests that get through, and by what kind of credential.
+LET_IN: dict[str, tuple[str, Case]] = {
+    "token": ("jwt", lambda issuer: Asked([bearer(issuer.token(READ))])),
+    "token in X-API-Key": ("jwt", lambda issuer: Asked([("X-API-Key", issuer.token(READ))])),
+    "token as Basic user": ("jwt", lambda issuer: Asked([basic(issuer.token(READ))])),
+    "key as Bearer": ("api_key", lambda issuer: Asked([bearer(issuer.api_key(READ))])),
+    "key in X-API-Key": ("api_key", lambda issuer: Asked([("x-api-key", issuer.api_key(READ))])),
+    "key as Basic user": ("api_key", lambda issuer: Asked([basic(issuer.api_key(READ))])),
+    "key in the product's header": (
+        "api_key",
+        lambda issuer: Asked([("X-Acme-Key", issuer.api_key(READ))]),
+    ),
+    "connector key in the URL": (
+        "api_key",
+        lambda issuer: Asked(path=f"/widgets?api_key={issuer.api_key(READ, connector=True)}"),
+    ),
+    "HEAD": ("jwt", lambda issuer: Asked([bearer(issuer.token(READ))], method="HEAD")),
+    "from its network": (
+        "jwt",
+        lambda issuer: Asked(
+            [bearer(issuer.token(READ, cidrs=["203.0.113.0/24"])), from_address(NEAR)]
+        ),
+    ),
+    "key from its network": (
+        "api_key",
+        lambda issuer: Asked(
+            [bearer(issuer.api_key(READ, cidrs=["203.0.113.0/24"])), from_address(NEAR)]
+        ),
+    ),
+    "a role that allows GET": (
+        "jwt",
+        lambda issuer: Asked([bearer(issuer.token(READ, roles=["viewer"]))]),
+    ),
+    "its own project": (
+        "jwt",
+        lambda issuer: Asked(
+            [bearer(issuer.token(READ, project_id="prj_1")), ("X-Project-Id", "prj_1")]
+        ),
+    ),
 }
 
 
-# All adapters
+def revoked_token(issuer: FakeIssuer) -> Asked:
+    token = issuer.token(READ)
+    issuer.revoke(token)
+    return Asked([bearer(token)])
 
 
-@pytest.fixture
-def bodies() -> list[bytes]:
-    """What the issuer answers with; empty it, and the issuer is away."""
-    return [key_set()]
+def ended_key(code: str) -> Case:
+    def case(issuer: FakeIssuer) -> Asked:
+        key = issuer.api_key(READ)
+        issuer.refuse(key, code)
+        return Asked([bearer(key)])
+
+    return case
 
 
-@pytest.fixture
-def verifier(bodies: list[bytes]) -> Iterator[Verifier]:
-    def fetch(_: str) -> bytes:
-        return bodies[-1]
-
-    with Verifier(ISSUER, AUDIENCE, feed=None, fetch=fetch, clock=SetClock()) as verifier:
-        yield verifier
-
-
-@pytest.fixture(params=ADAPTERS)
-def ask(request: pytest.FixtureRequest, verifier: Verifier) -> Ask:
-    return HARNESSES[request.param](verifier)
-
-
-def bearer(**changes: object) -> list[tuple[str, str]]:
-    return [("Authorization", f"Bearer {signer().token(claims(**changes))}")]
-
-
-def test_every_adapter_has_a_harness() -> None:
-    """The line of registration is also what buys the tests."""
-    assert set(HARNESSES) == set(ADAPTERS)
-
-
-@pytest.mark.parametrize("path", ["/whoami", "/widgets"])
-def test_a_good_token_gets_through(ask: Ask, path: str) -> None:
-    """And the application knows who it is."""
-    answer = ask(path, bearer())
-
-    assert (answer.status, answer.problem) == (200, {"key_id": claims()["sub"]})
-
-
-def invalid(error: str, description: str) -> str:
-    return f'{BARE}, error="{error}", error_description="{description}"'
-
-
-BARE = f'Bearer realm="{AUDIENCE}", resource_metadata="{AUDIENCE}{METADATA}"'
-EXPIRED = "The access token has expired: request a new one."
-ELSEWHERE = f"The access token is for another audience: request one for {AUDIENCE}"
-LACKING = "The credential lacks a scope that this request needs."
-SEVERAL = "Send one credential, in one place: the request carries several."
-REFUSED: dict[str, tuple[list[tuple[str, str]], int, str, str]] = {
-    "none": ([], 401, "missing_credentials", BARE),
-    "expired": (
-        bearer(iat=NOW - 900, exp=NOW - 300),
-        401,
-        "token_expired",
-        invalid("invalid_token", EXPIRED),
-    ),
-    "wrong audience": (
-        bearer(aud="https://other.example"),
-        401,
-        "wrong_audience",
-        invalid("invalid_token", ELSEWHERE),
-    ),
-    "scope missing": (
-        bearer(scope="widgets:write"),
-        403,
-        "insufficient_scope",
-        invalid("insufficient_scope", LACKING) + ', scope="widgets:read"',
-    ),
+#: Code → a request that is refused for it.
+REFUSED: dict[str, tuple[str, Case]] = {
+    "nothing": ("missing_credentials", lambda _: Asked()),
+    "nothing from HEAD": ("missing_credentials", lambda _: Asked(method="HEAD")),
     "two credentials": (
-        [*bearer(), ("X-API-Key", "another")],
-        400,
         "multiple_credentials",
-        invalid("invalid_request", SEVERAL),
+        lambda issuer: Asked([bearer(issuer.token(READ)), ("X-API-Key", issuer.api_key(READ))]),
     ),
     "two headers": (
-        [*bearer(), *bearer()],
-        400,
         "multiple_credentials",
-        invalid("invalid_request", SEVERAL),
+        lambda issuer: Asked([bearer(issuer.token(READ)), bearer(issuer.token(READ))]),
+    ),
+    "a token in the URL": (
+        "token_malformed",
+        lambda issuer: Asked(path=f"/widgets?access_token={issuer.token(READ)}"),
+    ),
+    "a token in the URL and one not": (
+        "multiple_credentials",
+        lambda issuer: Asked(
+            [bearer(issuer.token(READ))], path=f"/widgets?access_token={issuer.token(READ)}"
+        ),
+    ),
+    "nonsense": ("token_malformed", lambda _: Asked([bearer("nonsense")])),
+    "expired token": (
+        "token_expired",
+        lambda issuer: Asked([bearer(issuer.token(READ, expired=True))]),
+    ),
+    "revoked token": ("token_revoked", revoked_token),
+    "another audience": (
+        "wrong_audience",
+        lambda issuer: Asked([bearer(issuer.token(READ, audience="https://other.example"))]),
+    ),
+    "another environment": (
+        "wrong_environment",
+        lambda issuer: Asked([bearer(issuer.token(READ, environment="test"))]),
+    ),
+    "a scope too few": (
+        "insufficient_scope",
+        lambda issuer: Asked([bearer(issuer.token("widgets:write"))]),
+    ),
+    "a key with a scope too few": (
+        "insufficient_scope",
+        lambda issuer: Asked([bearer(issuer.api_key("widgets:write"))]),
+    ),
+    "from elsewhere": (
+        "ip_not_allowed",
+        lambda issuer: Asked(
+            [bearer(issuer.token(READ, cidrs=["203.0.113.0/24"])), from_address(FAR)]
+        ),
+    ),
+    "from who knows where": (
+        "ip_not_allowed",
+        lambda issuer: Asked([bearer(issuer.token(READ, cidrs=["203.0.113.0/24"]))]),
+    ),
+    "a role without POST": (
+        "role_not_allowed",
+        lambda issuer: Asked(
+            [bearer(issuer.token(READ, roles=["viewer"]))], path="/whoami", method="POST"
+        ),
+    ),
+    "another project": (
+        "wrong_project",
+        lambda issuer: Asked(
+            [bearer(issuer.token(READ, project_id="prj_1")), ("X-Project-Id", "prj_2")]
+        ),
+    ),
+    "two projects": (
+        "project_required",
+        lambda issuer: Asked(
+            [bearer(issuer.token(READ)), ("X-Project-Id", "prj_1"), ("X-Project-Id", "prj_2")]
+        ),
+    ),
+    "revoked key": ("api_key_revoked", ended_key("api_key_revoked")),
+    "expired key": ("api_key_expired", ended_key("api_key_expired")),
+    "used up key": ("quota_exceeded", ended_key("quota_exceeded")),
+    "unknown key": (
+        "api_key_unknown",
+        lambda issuer: Asked([bearer(FakeIssuer().api_key(READ))]),
+    ),
+    "connector key in a header": (
+        "connector_only_in_query",
+        lambda issuer: Asked([bearer(issuer.api_key(READ, connector=True))]),
+    ),
+    "ordinary key in the URL": (
+        "connector_only_in_query",
+        lambda issuer: Asked(path=f"/widgets?api_key={issuer.api_key(READ)}"),
     ),
 }
 
 
-@pytest.mark.parametrize(("headers", "status", "code", "challenge"), REFUSED.values(), ids=REFUSED)
-def test_a_refusal_says_why_in_status_challenge_and_body(
-    ask: Ask, headers: list[tuple[str, str]], status: int, code: str, challenge: str
+def as_the_verifier_says(answer: Answer, error: VerifierError) -> None:
+    """Status, challenge, every other header and body."""
+    expected = {name.lower(): value for name, value in error.headers.items()}
+
+    assert answer.status == error.status
+    assert {name: answer.headers.get(name) for name in expected} == expected
+    assert ("www-authenticate" in answer.headers) == ("www-authenticate" in expected)
+    assert ("retry-after" in answer.headers) == ("retry-after" in expected)
+
+
+@pytest.mark.parametrize(("method", "case"), LET_IN.values(), ids=LET_IN)
+def test_a_good_credential_gets_through_wherever_it_stands(
+    behind: Behind, issuer: FakeIssuer, method: str, case: Case
+) -> None:
+    """And the application knows whose it is, and of which kind."""
+    asked = case(issuer)
+
+    assert behind(asked).status == 200
+    whoami = asked._replace(path=asked.path.replace("/widgets", "/whoami"), method="GET")
+    told = behind(whoami).document
+    assert told["method"] == method
+    assert told["key_id"].startswith("key_")
+
+
+@pytest.mark.parametrize(("code", "case"), REFUSED.values(), ids=REFUSED)
+def test_a_refusal_is_the_verifiers_own_word_for_word(
+    behind: Behind, issuer: FakeIssuer, code: str, case: Case
 ) -> None:
     """RFC 6750 §3, RFC 9457: whichever framework, a client can act on it."""
-    answer = ask("/widgets", headers)
+    asked = case(issuer)
+    answer = behind(asked)
+    error = behind.judged(asked, READ)
 
-    assert answer.status == status
-    assert answer.headers["www-authenticate"] == challenge
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.headers["cache-control"] == "no-store"
-    assert (answer.problem["status"], answer.problem["code"]) == (status, code)
+    assert error.code == code
+    as_the_verifier_says(answer, error)
+    assert answer.body == (b"" if asked.method == "HEAD" else error.body)
 
 
-def test_without_a_key_set_the_answer_is_503(ask: Ask, bodies: list[bytes]) -> None:
-    """Never 401 for our own outage: a client would throw its good token away."""
-    bodies[:] = [b"<html>502 Bad Gateway</html>"]
-    answer = ask("/widgets", bearer())
+def test_a_challenge_reads_as_it_always_did(behind: Behind, issuer: FakeIssuer) -> None:
+    """Written out once, so that a change of the verifier's own words is seen, too."""
+    bare = f'Bearer realm="{issuer.audience}", resource_metadata="{issuer.audience}{METADATA}"'
+    lacking = "The credential lacks a scope that this request needs."
+    nothing = behind(Asked())
+    narrow = behind(Asked([bearer(issuer.token("widgets:write"))]))
 
-    assert (answer.status, answer.problem["code"]) == (503, "issuer_unavailable")
+    assert nothing.headers["www-authenticate"] == bare
+    assert nothing.headers["content-type"] == "application/problem+json"
+    assert nothing.headers["cache-control"] == "no-store"
+    assert narrow.headers["www-authenticate"] == (
+        f'{bare}, error="insufficient_scope", error_description="{lacking}", scope="{READ}"'
+    )
+
+
+def test_our_own_outage_is_503(behind: Behind, issuer: FakeIssuer) -> None:
+    """Never 401: a client would throw its good credential away."""
+    asked = Asked([bearer(issuer.api_key(READ))])
+    with issuer.away():
+        answer = behind(asked)
+
+    assert (answer.status, answer.document["code"]) == (503, "issuer_unavailable")
     assert "www-authenticate" not in answer.headers
     assert int(answer.headers["retry-after"]) >= 1
 
 
-def test_a_public_path_is_open_and_nothing_else_is(ask: Ask) -> None:
-    """Fails closed: also a path that leads nowhere, or almost to a public one."""
-    assert ask("/health", []).status == 200
-    for path in ("/health/", "/healthz", "//health", "/nowhere", "/Health"):
-        assert ask(path, []).status == 401
+def test_a_stale_feed_is_503_where_that_is_the_policy(behind: Behind, issuer: FakeIssuer) -> None:
+    """Who knows nothing of the last 40 seconds vouches for nobody."""
+    issuer.stale_feed()
+    answer = behind(Asked([bearer(issuer.token(READ))]))
+
+    assert (answer.status, answer.document["code"]) == (503, "stale_feed")
 
 
-def test_the_metadata_document_is_served_to_everybody(ask: Ask, verifier: Verifier) -> None:
-    """RFC 9728 §3: the challenge points there."""
-    answer = ask(METADATA, [])
-
-    assert answer.status == 200
-    assert answer.problem == verifier.protected_resource_metadata()
-
-
-def test_a_token_in_the_query_is_a_bad_request(ask: Ask) -> None:
-    """V43; RFC 6750 §3.1."""
-    assert ask("/widgets?access_token=a.b.c", []).status == 400
-    assert ask("/widgets?access_token=a.b.c", bearer()).status == 400
+def test_an_outage_is_not_felt_by_who_has_a_token(behind: Behind, issuer: FakeIssuer) -> None:
+    """The key set and the feed are at hand."""
+    asked = Asked([bearer(issuer.token(READ))])
+    assert behind(asked).status == 200
+    with issuer.away():
+        assert behind(asked).status == 200
 
 
-# Starlette alone
+def test_what_the_application_refuses_is_answered_alike(behind: Behind, issuer: FakeIssuer) -> None:
+    """`principal.require(…)` is the way for filters that depend on the path."""
+    asked = Asked([bearer(issuer.token("read@PLACE/1"))], path="/places/1")
+    assert behind(asked).status == 200
+    refused = behind(asked._replace(path="/places/2"))
 
-
-@pytest.fixture
-def client(verifier: Verifier) -> TestClient:
-    return starlette_client(verifier)
-
-
-def sent(**changes: object) -> dict[str, str]:
-    return dict(bearer(**changes))
-
-
-@pytest.mark.parametrize("path", ["/widgets", "/widgets/sync", "/widgets/class", "/widgets/stock"])
-def test_scopes_are_asked_of_every_kind_of_endpoint(client: TestClient, path: str) -> None:
-    """Functions, coroutines, methods, and Starlette's own decorator."""
-    assert client.get(path, headers=sent()).json() == {"key_id": claims()["sub"]}
-    assert client.get(path, headers=sent(scope="other")).status_code == 403
-
-
-def test_a_principal_that_is_asked_inside_answers_as_the_decorator_does(
-    client: TestClient,
-) -> None:
-    """`request.user.require(…)` is the way for filters that depend on the path."""
-    assert client.get("/places/1", headers=sent(scope="read@PLACE/1")).status_code == 200
-    refused = client.get("/places/2", headers=sent(scope="read@PLACE/1"))
-
-    assert (refused.status_code, refused.json()["code"]) == (403, "insufficient_scope")
+    assert (refused.status, refused.document["code"]) == (403, "insufficient_scope")
     assert 'scope="read@PLACE/2"' in refused.headers["www-authenticate"]
-    assert refused.headers["www-authenticate"].startswith(BARE)
+    assert f'realm="{issuer.audience}"' in refused.headers["www-authenticate"]
 
 
-def test_a_scope_on_a_public_path_asks_for_a_credential(client: TestClient) -> None:
-    """Two settings that contradict each other: the stricter one counts."""
-    refused = client.get("/health/widgets")
+def test_a_project_is_read_from_its_header(behind: Behind, issuer: FakeIssuer) -> None:
+    """And missed where the application needs one."""
+    asked = Asked([bearer(issuer.token(READ)), ("X-Project-Id", "prj_1")], path="/project")
+    assert behind(asked).document == {"project": "prj_1"}
+    missing = behind(asked._replace(headers=asked.headers[:1]))
 
-    assert (refused.status_code, refused.headers["www-authenticate"]) == (401, BARE)
+    assert (missing.status, missing.document["code"]) == (400, "project_required")
 
 
-@pytest.mark.parametrize("path", ["/chat", "/chat/narrow"])
-def test_a_websocket_needs_a_credential_and_its_scopes(client: TestClient, path: str) -> None:
-    """RFC 6455 §7.4.1: 1008, policy violation."""
-    with client.websocket_connect(path, headers=sent(scope="chat")) as socket:
-        assert socket.receive_text() == claims()["sub"]
-    for headers in ({}, sent(exp=NOW - 300)):
+def test_a_forwarded_address_counts_from_a_trusted_proxy_only(issuer: FakeIssuer) -> None:
+    """Else everybody could choose theirs."""
+    for adapter in ADAPTERS:
+        harness = harness_of(adapter)
         with (
-            pytest.raises(WebSocketDisconnect) as closed,
-            client.websocket_connect(path, headers=headers),
+            Verifier(issuer.issuer, issuer.audience, trusted_proxies=["192.0.2.1"]) as verifier,
+            harness.asking(harness.application(verifier)) as ask,
         ):
-            pass
-        assert closed.value.code == 1008
+            token = issuer.token(READ, cidrs=["203.0.113.0/24"])
+            refused = ask("GET", "/widgets", [bearer(token), from_address(NEAR)])
+            assert refused.document["code"] == "ip_not_allowed"
+            of_peer = issuer.token(READ, cidrs=[PEER])
+            assert ask("GET", "/widgets", [bearer(of_peer), from_address(NEAR)]).status == 200
 
 
-def test_a_websocket_without_the_scope_is_closed(client: TestClient) -> None:
-    """The decorator covers WebSockets too."""
-    with (
-        pytest.raises(WebSocketDisconnect) as closed,
-        client.websocket_connect("/chat/narrow", headers=sent()),
-    ):
-        pass
-
-    assert (closed.value.code, closed.value.reason) == (1008, "insufficient_scope")
-
-
-def test_metadata_is_served_for_get_only(client: TestClient) -> None:
-    """Everything else at that path belongs to the application, behind the door."""
-    assert client.head(METADATA).status_code == 200
-    assert client.post(METADATA).status_code == 401
-
-
-def test_the_peer_is_passed_on(bodies: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Restrictions need the caller's address."""
-    seen: list[object] = []
-    with Verifier(
-        ISSUER, AUDIENCE, feed=None, fetch=lambda _: bodies[-1], clock=SetClock()
-    ) as verifier:
-        ours = verifier.authenticate_async
-
-        async def watched(*args: Any, **named: Any) -> Any:
-            seen.append(named["client_address"])
-            return await ours(*args, **named)
-
-        monkeypatch.setattr(verifier, "authenticate_async", watched)
-        starlette_client(verifier).get("/whoami", headers=sent())
-
-    assert seen == ["testclient"]
-
-
-# Starlette: what it tells the verifier of the request, and what it keeps from everybody else
-
-
-@pytest.fixture
-def restricting(bodies: list[bytes]) -> Iterator[Verifier]:
-    """One that knows a role, and looks up API keys itself."""
-    with Verifier(
-        ISSUER,
-        AUDIENCE,
-        feed=None,
-        fetch=lambda _: bodies[-1],
-        clock=SetClock(),
-        roles={"viewer": ("GET",), "member": ("GET", "POST")},
-        check_api_key=a_principal,
-    ) as verifier:
-        yield verifier
-
-
-def a_principal(_: str) -> Principal:
-    return Principal(
-        key_id="key_1",
-        org_id="org_1",
-        project_id=None,
-        environment="live",
-        scopes=Scopes.parse("widgets:read"),
-        method="api_key",
-        expires_at=NOW + 600,
-        token_id="",
-        client_id="key_1",
-        audience=AUDIENCE,
-        claims={},
-    )
-
-
-def test_the_method_is_passed_on(restricting: Verifier) -> None:
-    """A role is held against it; the handshake of a WebSocket is a GET, RFC 6455 §4.1."""
-    client = starlette_client(restricting)
-    viewer = sent(must=["role"], roles=["viewer"], scope="chat")
-    poster = sent(must=["role"], roles=["member"])
-
-    assert client.get("/whoami", headers=viewer).status_code == 200
-    assert client.head("/whoami", headers=viewer).status_code == 200
-    refused = client.post("/whoami", headers=viewer)
-    assert (refused.status_code, refused.json()["code"]) == (403, "role_not_allowed")
-    assert client.post("/whoami", headers=poster).status_code == 405
-    with client.websocket_connect("/chat", headers=viewer) as socket:
-        assert socket.receive_text() == claims()["sub"]
-
-
-def test_a_project_is_read_from_its_header(restricting: Verifier) -> None:
-    """And the application finds it in the Principal."""
-
-    async def project(request: Request) -> Response:
-        return JSONResponse({"project": request.user.require_project()})
-
-    client = behind(restricting, project)
-
-    named = client.get("/", headers=sent() | {"X-Project-Id": "prj_1"})
-    assert named.json() == {"project": "prj_1"}
-    missing = client.get("/", headers=sent())
-    assert (missing.status_code, missing.json()["code"]) == (400, "project_required")
-    assert missing.headers["www-authenticate"].startswith(BARE)
-
-
-API_KEY = apikey.make("ck_live")
-Endpoint = Callable[[Request], Awaitable[Response]]
-
-
-def behind(verifier: Verifier, endpoint: Endpoint, *, public: tuple[str, ...] = ()) -> TestClient:
-    """A client of one endpoint behind the middleware."""
-    routes = [Route("/", endpoint, methods=["GET", "POST"])]
-    middleware = [Middleware(CoatcheckMiddleware, verifier, public=public)]
-    return TestClient(Starlette(routes=routes, middleware=middleware))
-
-
-QUERIES = {
-    "alone": (f"api_key={API_KEY}", ""),
-    "between others": (f"a=1&api_key={API_KEY}&b=%20+", "a=1&b=%20+"),
-    "in another spelling": (f"%61pi_key={API_KEY}&a", "a"),
-    "twice": (f"api_key={API_KEY}&api_key={API_KEY}", ""),
-}
-
-
-@pytest.mark.parametrize(("query", "left"), QUERIES.values(), ids=QUERIES)
-def test_an_api_key_in_the_url_is_seen_by_nobody_behind(
-    restricting: Verifier, query: str, left: str
+def test_an_answer_to_a_url_with_a_key_is_kept_by_no_shared_cache(
+    behind: Behind, issuer: FakeIssuer
 ) -> None:
-    """
-    It would end up in logs, traces and error reports.
+    """RFC 9111 §5.2.2.7; and no page hands the URL on."""
+    key = issuer.api_key(READ, connector=True)
+    answer = behind(Asked(path=f"/widgets?a=1&api_key={key}"))
+    ordinary = behind(Asked([bearer(issuer.token(READ))], path="/widgets?a=1"))
 
-    The server's access log reads the very same dict when the answer begins.
-    """
-    seen: list[str] = []
-    servers: list[Any] = []
-
-    async def endpoint(request: Request) -> Response:
-        seen.append(f"{request.url} {request.scope}")
-        return JSONResponse({"query": request.url.query})
-
-    inner = behind(restricting, endpoint).app
-
-    async def server(scope: Any, receive: Any, send: Any) -> None:
-        servers.append(scope)
-        await inner(scope, receive, send)
-
-    answer = TestClient(server).get(f"/?{query}")
-
-    assert answer.json() == {"query": left}
-    (scope,) = (scope for scope in servers if scope["type"] == "http")
-    assert scope["query_string"] == left.encode()
-    assert API_KEY not in f"{seen}{answer.headers}"
     assert answer.headers["cache-control"] == "private"
     assert answer.headers["referrer-policy"] == "no-referrer"
+    assert "private" not in ordinary.headers.get("cache-control", "")
+    assert ordinary.headers.get("referrer-policy") != "no-referrer"
 
 
-CACHED = {
-    "nothing said": ({}, "private"),
-    "for everybody": ({"Cache-Control": "public, max-age=600"}, "private"),
-    "for nobody": ({"Cache-Control": "no-store"}, "no-store"),
-    "for nobody and more": ({"cache-control": "max-age=0, No-Store"}, "max-age=0, No-Store"),
-    "a policy of its own": ({"Referrer-Policy": "unsafe-url"}, "private"),
-}
-
-
-@pytest.mark.parametrize(("headers", "kept"), CACHED.values(), ids=CACHED)
-def test_an_answer_under_such_a_url_is_kept_by_no_shared_cache(
-    restricting: Verifier, headers: dict[str, str], kept: str
+def test_a_refusal_of_a_url_with_a_key_is_stored_by_nobody(
+    behind: Behind, issuer: FakeIssuer
 ) -> None:
-    """RFC 9111 §5.2.2: what the application says may be stricter, never looser."""
+    """It says nothing of the key, either."""
+    key = issuer.api_key(READ)
+    refused = behind(Asked(path=f"/widgets?api_key={key}"))
 
-    async def endpoint(_: Request) -> Response:
-        return Response(headers=headers)
-
-    client = behind(restricting, endpoint)
-
-    answer = client.get("/", params={"api_key": API_KEY})
-    assert answer.headers.get_list("cache-control") == [kept]
-    assert answer.headers.get_list("referrer-policy") == ["no-referrer"]
-    untouched = client.get("/?a=1", headers={"X-API-Key": API_KEY})
-    for name in ("Cache-Control", "Referrer-Policy"):
-        said = {key.lower(): value for key, value in headers.items()}
-        assert untouched.headers.get(name) == said.get(name.lower())
+    assert refused.headers["cache-control"] == "no-store"
+    assert refused.headers["referrer-policy"] == "no-referrer"
+    assert key not in f"{refused.headers}{refused.body!r}"
 
 
-def test_a_refused_request_with_a_key_in_its_url_leaves_no_trace_either(
-    verifier: Verifier,
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_the_metadata_document_is_served_to_everybody(behind: Behind, method: str) -> None:
+    """RFC 9728 §3: the challenge points there."""
+    answer = behind(Asked(path=METADATA, method=method))
+
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    if method == "GET":
+        assert answer.document == behind.verifier.protected_resource_metadata()
+
+
+def test_a_public_path_is_open(behind: Behind) -> None:
+    """With or without a credential, and whatever it is worth."""
+    assert behind(Asked(path="/health")).status == 200
+    assert behind(Asked([bearer("nonsense")], path="/health")).status == 200
+
+
+@pytest.mark.parametrize("adapter", [name for name in ADAPTERS if name not in PER_ROUTE])
+def test_before_a_whole_application_everything_else_is_closed(
+    issuer: FakeIssuer, adapter: str
 ) -> None:
-    """It is logged as any other; and such an answer is stored by nobody."""
-    scopes: list[Any] = []
-    inner = starlette_client(verifier).app
-
-    async def server(scope: Any, receive: Any, send: Any) -> None:
-        scopes.append(scope)
-        await inner(scope, receive, send)
-
-    answer = TestClient(server).get("/whoami", params={"api_key": API_KEY, "a": "1"})
-
-    assert (answer.status_code, answer.json()["code"]) == (401, "tokens_only")
-    assert answer.headers["cache-control"] == "no-store"
-    assert answer.headers["referrer-policy"] == "no-referrer"
-    assert scopes[-1]["query_string"] == b"a=1"
-    assert API_KEY not in f"{answer.text}{answer.headers}"
-
-
-def test_the_query_of_a_public_path_is_the_applications_own(restricting: Verifier) -> None:
-    """Nothing there is a credential of ours: a parameter of the same name may be one of theirs."""
-
-    async def endpoint(request: Request) -> Response:
-        return JSONResponse({"query": request.url.query})
-
-    answer = behind(restricting, endpoint, public=("/",)).get("/?api_key=theirs&a=1")
-
-    assert answer.json() == {"query": "api_key=theirs&a=1"}
-    assert "referrer-policy" not in answer.headers
-
-
-def test_a_websocket_takes_a_key_in_its_url_as_well(restricting: Verifier) -> None:
-    """Browsers can set no header there."""
-    client = starlette_client(restricting)
-
-    with client.websocket_connect(f"/chat?api_key={API_KEY}") as socket:
-        assert socket.receive_text() == "key_1"
+    """Fails closed: also a path that leads nowhere, or almost to a public one."""
+    harness = harness_of(adapter)
     with (
-        pytest.raises(WebSocketDisconnect) as closed,
-        client.websocket_connect(f"/chat/narrow?api_key={API_KEY}"),
+        Verifier(issuer.issuer, issuer.audience) as verifier,
+        harness.asking(harness.application(verifier)) as ask,
     ):
-        pass
-    assert closed.value.code == 1008
+        for path in ("/health/", "/healthz", "/nowhere", "/Health", "/health/../whoami", "/"):
+            refused = ask("GET", path)
+            assert (refused.status, refused.document["code"]) == (401, MissingCredentials.code)
+        assert ask("POST", METADATA).status == 401
 
 
-def test_settings_can_be_passed_by_name() -> None:
-    """The short form; mistakes are told when the application is built."""
-    CoatcheckMiddleware(Starlette(), issuer=ISSUER, audience=AUDIENCE)
-    with pytest.raises(ValueError, match="leeway"):
-        CoatcheckMiddleware(Starlette(), issuer=ISSUER, audience=AUDIENCE, leeway=600)
-    with pytest.raises(ValueError, match="public"):
-        CoatcheckMiddleware(Starlette(), public="/health", issuer=ISSUER, audience=AUDIENCE)
-
-
-def test_a_verifier_and_settings_contradict_each_other(verifier: Verifier) -> None:
-    """One of them would be ignored in silence."""
-    with pytest.raises(ValueError, match="not both"):
-        CoatcheckMiddleware(Starlette(), verifier, leeway=5)
-
-
-def test_mistakes_in_the_decorator_are_told_at_import() -> None:
-    """Not at the first request."""
-    with pytest.raises(MalformedScope):
-        require_scopes("widgets read@")
-    with pytest.raises(TypeError):
-        require_scopes("widgets:read")(lambda: None)
+def test_every_adapter_has_a_harness_and_every_per_route_one_is_an_adapter() -> None:
+    """The line of registration is also what buys the tests."""
+    for adapter in ADAPTERS:
+        assert callable(harness_of(adapter).asking)
+    assert set(PER_ROUTE) <= set(ADAPTERS)

@@ -187,7 +187,7 @@ def apache(_: Path, key_set_port: int) -> Iterator[LetsIn]:
     port = free_port()
     # Started by root, it becomes somebody else, who has to read this; what is in pytest's own
     # folders is closed to others.
-    with TemporaryDirectory(dir="/var/tmp") as made_folder:  # noqa: S108
+    with TemporaryDirectory(dir="/var/tmp") as made_folder:
         folder = Path(made_folder)
         folder.chmod(0o755)
         (folder / "widgets").write_text("{}")

@@ -13,7 +13,10 @@ from support.adapters.harness import PEER, Answer, Ask, Headers
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    if scope["type"] != "http":
+    if scope["type"] == "lifespan":
+        for stage in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{stage}.complete"})
         return
     told = answer_of(scope["path"], scope["coatcheck"])
     status = 404 if told is None else 200

@@ -34,6 +34,7 @@ def environ_of(method: str, path: str, headers: Headers) -> dict[str, Any]:
     path, _, query = path.partition("?")
     environ: dict[str, Any] = {
         "REQUEST_METHOD": method,
+        "SCRIPT_NAME": "",
         "PATH_INFO": path,
         "QUERY_STRING": query,
         "REMOTE_ADDR": PEER,

@@ -10,7 +10,9 @@ ADAPTERS: Final = (
     "coatcheck.verifier.adapters.asgi",
     "coatcheck.verifier.adapters.wsgi",
     "coatcheck.verifier.adapters.starlette",
+    "coatcheck.verifier.adapters.flask",
+    "coatcheck.verifier.adapters.authlib",
 )
 
 #: They stand at single routes, and leave all others open.
-PER_ROUTE: Final[tuple[str, ...]] = ()
+PER_ROUTE: Final[tuple[str, ...]] = ("coatcheck.verifier.adapters.authlib",)

@@ -70,12 +70,15 @@ class CoatcheckWSGI:
             body = self.gate.metadata()
             start_response("200 OK", [("Content-Type", "application/json"), _length(body)])
             return [b"" if method == "HEAD" else body]
-        query = take_query(environ)
-        is_private = query != environ.get("QUERY_STRING", "").encode("latin-1")
-        begin = _keeping_private(start_response) if is_private else start_response
+        begin = start_response
         try:
             environ[PRINCIPAL] = None
+            # The query of a public path is the application's own.
             if not self.gate.is_public(path):
+                # Before anything can fail: the refusal is logged, too.
+                query = take_query(environ)
+                if query != _shown(environ):
+                    begin = _keeping_private(start_response)
                 environ[PRINCIPAL] = self._authenticate(environ, query)
             return self._app(environ, begin)
         except VerifierError as error:
@@ -103,7 +106,7 @@ def allow_api_key_query(app: WSGIApplication) -> WSGIApplication:
     """
 
     def hiding(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if take_query(environ) != environ.get("QUERY_STRING", "").encode("latin-1"):
+        if take_query(environ) != _shown(environ):
             start_response = _keeping_private(start_response)
         return app(environ, start_response)
 
@@ -133,7 +136,7 @@ def path_of(environ: WSGIEnvironment) -> str:
 def take_query(environ: WSGIEnvironment) -> bytes:
     """The query string as it was sent; whoever looks later finds no API key in it."""
     if QUERY not in environ:
-        environ[QUERY] = SentQuery(environ.get("QUERY_STRING", "").encode("latin-1"))
+        environ[QUERY] = SentQuery(_shown(environ))
         _hide(environ)
     sent: SentQuery = environ[QUERY]
     return sent.text
@@ -148,13 +151,17 @@ def query_of(environ: WSGIEnvironment) -> bytes:
     if QUERY in environ:
         return take_query(environ)
     _hide(environ)
-    query: str = environ.get("QUERY_STRING", "")
-    return query.encode("latin-1")
+    return _shown(environ)
 
 
 def status_line(error: VerifierError) -> str:
     """The status of an answer, as WSGI wants it."""
     return f"{int(error.status)} {HTTPStatus(error.status).phrase}"
+
+
+def _shown(environ: WSGIEnvironment) -> bytes:
+    query: str = environ.get("QUERY_STRING", "")
+    return query.encode("latin-1")
 
 
 def _hide(environ: WSGIEnvironment) -> None:

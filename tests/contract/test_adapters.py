@@ -171,6 +171,10 @@ REFUSED: dict[str, tuple[str, Case]] = {
             [bearer(issuer.token(READ))], path=f"/widgets?access_token={issuer.token(READ)}"
         ),
     ),
+    "a scheme of others": (
+        "missing_credentials",
+        lambda _: Asked([("Authorization", 'Digest username="a", realm="b"')]),
+    ),
     "nonsense": ("token_malformed", lambda _: Asked([bearer("nonsense")])),
     "expired token": (
         "token_expired",

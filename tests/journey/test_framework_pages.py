@@ -109,8 +109,10 @@ def test_the_application_of_a_page_works_as_it_stands(
     """Base install plus that framework only, and no line of one's own."""
     (tmp_path / "app.py").write_text(first_block(PAGES / f"{page}.md"), encoding="utf-8")
     job = {"page": page, "may": sorted({"coatcheck", *importable(*BASE, *INSTALLED[page])})}
+    program = ROOT / "tests" / "support" / "adapters" / "pages.py"
     done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "support" / "adapters" / "pages.py", json.dumps(job)],
+        # -P: beside that program are modules named like the frameworks.
+        [sys.executable, "-P", program, json.dumps(job)],
         cwd=tmp_path,
         env={
             "PATH": os.environ["PATH"],

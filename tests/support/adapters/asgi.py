@@ -7,9 +7,10 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from coatcheck.asgi import CoatcheckASGI, Principal
+from coatcheck.asgi import CoatcheckASGI
 from coatcheck.verifier import Verifier
 from support.adapters.harness import PEER, Answer, Ask, Headers
+from support.adapters.wsgi import answer_of
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -22,24 +23,6 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     status = 404 if told is None else 200
     await send({"type": "http.response.start", "status": status, "headers": []})
     await send({"type": "http.response.body", "body": json.dumps(told).encode()})
-
-
-def answer_of(path: str, principal: Principal | None) -> dict[str, object] | None:
-    """What the contract's application says; None: nothing is there."""
-    if path == "/health":
-        return {}
-    assert principal is not None
-    if path == "/whoami":
-        return {"key_id": principal.key_id, "method": principal.method}
-    if path == "/widgets":
-        principal.require("widgets:read")
-        return {"key_id": principal.key_id}
-    if path == "/project":
-        return {"project": principal.require_project()}
-    if path.startswith("/places/"):
-        principal.require("read", resource=f"PLACE/{path.removeprefix('/places/')}")
-        return {}
-    return None
 
 
 def application(verifier: Verifier) -> CoatcheckASGI:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import django  # type: ignore[import-untyped]
 from django.conf import settings  # type: ignore[import-untyped]
+from django.core.wsgi import get_wsgi_application  # type: ignore[import-untyped]
 from django.test import override_settings  # type: ignore[import-untyped]
 
 from coatcheck.verifier import Verifier
@@ -21,10 +22,12 @@ URLS: Final = "support.adapters.django_urls"
 
 
 def configure() -> None:
-    """Once per process.  No database, and no secret: nothing here signs anything."""
+    """Once per process; without a database."""
     if not settings.configured:
         settings.configure(
             ALLOWED_HOSTS=["*"],
+            # Django's error pages ask for one; nothing here signs anything.
+            SECRET_KEY="no secret",
             INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes", "rest_framework"],
             REST_FRAMEWORK={
                 "DEFAULT_AUTHENTICATION_CLASSES": ["coatcheck.drf.CoatcheckAuthentication"],
@@ -46,10 +49,6 @@ def overridden(verifier: Verifier, **changes: Any) -> Any:
 
 def served(verifier: Verifier, **changes: Any) -> Callable[..., Iterable[bytes]]:
     """A WSGI application with these settings."""
-    from django.core.wsgi import (  # type: ignore[import-untyped]  # noqa: PLC0415
-        get_wsgi_application,
-    )
-
     with overridden(verifier, **changes):
         handler = get_wsgi_application()
 

@@ -34,7 +34,9 @@ class Only:
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name.partition(".")[0] not in self._packages:
+        # What Python was built with is a module of no fixed name.
+        is_pythons = name.startswith("_sysconfigdata")
+        if not is_pythons and name.partition(".")[0] not in self._packages:
             raise ModuleNotFoundError(f"not installed: {name}", name=name)
         return None
 

@@ -12,8 +12,7 @@ from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
 from coatcheck.verifier import Verifier
-from coatcheck.wsgi import CoatcheckWSGI
-from support.adapters.asgi import answer_of
+from coatcheck.wsgi import CoatcheckWSGI, Principal
 from support.adapters.harness import PEER, Answer, Ask, Headers
 
 
@@ -23,6 +22,24 @@ def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
     status = "404 Not Found" if told is None else "200 OK"
     start_response(status, [("Content-Type", "application/json")])
     return [b"" if environ["REQUEST_METHOD"] == "HEAD" else body]
+
+
+def answer_of(path: str, principal: Principal | None) -> dict[str, object] | None:
+    """What the contract's application says; None: nothing is there."""
+    if path == "/health":
+        return {}
+    assert principal is not None
+    if path == "/whoami":
+        return {"key_id": principal.key_id, "method": principal.method}
+    if path == "/widgets":
+        principal.require("widgets:read")
+        return {"key_id": principal.key_id}
+    if path == "/project":
+        return {"project": principal.require_project()}
+    if path.startswith("/places/"):
+        principal.require("read", resource=f"PLACE/{path.removeprefix('/places/')}")
+        return {}
+    return None
 
 
 def application(verifier: Verifier) -> CoatcheckWSGI:

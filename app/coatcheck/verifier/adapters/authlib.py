@@ -32,7 +32,7 @@ from coatcheck.verifier.adapters.wsgi import headers_of, query_of
 _caller: Final[ContextVar[Principal | None]] = ContextVar("coatcheck.caller", default=None)
 
 
-class Refused(OAuth2Error):  # type: ignore[misc]  # Authlib publishes no types.
+class Refused(OAuth2Error):
     """A refusal in Authlib's form, with our status, headers and body.
 
     Attributes:
@@ -56,11 +56,11 @@ class Refused(OAuth2Error):  # type: ignore[misc]  # Authlib publishes no types.
         return list(self.reason.headers.items())
 
 
-class RefusedWithoutCredentials(Refused, MissingAuthorizationError):  # type: ignore[misc]
+class RefusedWithoutCredentials(Refused, MissingAuthorizationError):
     """`optional=True` means these requests."""
 
 
-class CoatcheckBearerValidator(BearerTokenValidator):  # type: ignore[misc]
+class CoatcheckBearerValidator(BearerTokenValidator):
     """Access tokens and API keys of one issuer, for one audience.
 
     Args:

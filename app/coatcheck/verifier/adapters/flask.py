@@ -20,7 +20,7 @@ out of it around `app.wsgi_app`.  Everything else is as in `adapters/wsgi`.
 import functools
 import inspect
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec
 
 from flask import Flask, Response, current_app, has_request_context, request
 from werkzeug.local import LocalProxy
@@ -42,7 +42,6 @@ _PUBLIC: Final = "_coatcheck_public"
 _NEEDED: Final = "_coatcheck_needed"
 
 P = ParamSpec("P")
-View = TypeVar("View", bound=Callable[..., Any])
 
 
 def _current_principal() -> Principal | None:
@@ -102,7 +101,8 @@ class Coatcheck:
     def require(self, *scopes: str) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
         """Let a view be called only by who holds all these scopes; others get 403.
 
-        For functions, coroutines and methods of a MethodView, above or below the route.
+        For functions, coroutines and methods of a MethodView.  It belongs below the route; above
+        it, it counts for the function itself, wherever that is registered.
 
         Raises:
             MalformedScope: a text is no scope.
@@ -110,7 +110,7 @@ class Coatcheck:
         needed = well_formed(scopes)
 
         def decorate(view: Callable[P, Any]) -> Callable[P, Any]:
-            layers = list(_layers(view))
+            _require_function(view)
 
             @functools.wraps(view)
             def of_view(*args: P.args, **kwargs: P.kwargs) -> Any:
@@ -120,17 +120,24 @@ class Coatcheck:
                 )
 
             # Above `@app.get` this wrapper is not what Flask calls.  Then the marks count.
-            for layer in layers:
+            for layer in _layers(view):
                 setattr(layer, _NEEDED, (*getattr(layer, _NEEDED, ()), *needed))
             of_view.__dict__.pop(_NEEDED, None)
             return of_view
 
         return decorate
 
-    def public(self, view: View) -> View:
-        """Open a view to everybody.  Nobody is signed in there, whatever they send."""
-        setattr(next(_layers(view)), _PUBLIC, True)
-        return view
+    def public(self, view: Callable[P, Any]) -> Callable[P, Any]:
+        """Open a view to everybody, below its route.  Nobody is signed in, whatever they send."""
+        _require_function(view)
+
+        # A view of its own, so that the same function stays closed elsewhere.
+        @functools.wraps(view)
+        def of_view(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return current_app.ensure_sync(view)(*args, **kwargs)
+
+        setattr(of_view, _PUBLIC, True)
+        return of_view
 
 
 def problem(error: VerifierError) -> Response:
@@ -178,10 +185,13 @@ def _lacking(scopes: tuple[str, ...]) -> Response | None:
     return None if error is None else problem(error)
 
 
-def _layers(view: Any) -> Iterator[Any]:
-    """A view function, and what it was before it was decorated."""
+def _require_function(view: object) -> None:
     if inspect.isclass(view) or not callable(view):
         raise TypeError("decorate a function or a method; of a class: decorators = [auth.…]")
+
+
+def _layers(view: Any) -> Iterator[Any]:
+    """A view function, and what it was before it was decorated."""
     while view is not None:
         # A bound method takes no marks.
         yield getattr(view, "__func__", view)

@@ -29,8 +29,10 @@ from coatcheck.verifier.presented import without_api_key
 
 PRINCIPAL: Final = "coatcheck"
 
-#: Headers whose repetition matters: X-Forwarded-For is a list by itself.
+#: A list by itself, which is read as one.
 _ONE_VALUE: Final = "X-FORWARDED-FOR"
+#: Schemes whose credentials hold no comma.  Those of others may.
+_SCHEMES: Final = ("bearer ", "basic ")
 #: Where servers put the request target, query included, for their access logs.
 _TARGETS: Final = ("RAW_URI", "REQUEST_URI", "REQUEST_LINE")
 
@@ -122,8 +124,20 @@ def _pairs(environ: WSGIEnvironment) -> Iterator[tuple[str, str]]:
     for variable, value in environ.items():
         if variable.startswith("HTTP_"):
             name = variable[5:].replace("_", "-")
-            parts = [value] if name == _ONE_VALUE else value.split(",")
-            yield from ((name, part.strip(" \t")) for part in parts)
+            for part in _sent_apart(name, value):
+                yield name, part.strip(" \t")
+
+
+def _sent_apart(name: str, value: str) -> list[str]:
+    """The values that a server joined."""
+    parts = value.split(",")
+    if len(parts) == 1 or name == _ONE_VALUE:
+        return [value]
+    if name == "AUTHORIZATION" and not any(
+        part.strip(" \t").lower().startswith(_SCHEMES) for part in parts
+    ):
+        return [value]
+    return parts
 
 
 def path_of(environ: WSGIEnvironment) -> str:

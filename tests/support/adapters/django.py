@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-import django  # type: ignore[import-untyped]
-from django.conf import settings  # type: ignore[import-untyped]
-from django.core.wsgi import get_wsgi_application  # type: ignore[import-untyped]
-from django.test import override_settings  # type: ignore[import-untyped]
+import django
+from django.conf import settings
+from django.core.wsgi import get_wsgi_application
+from django.test import override_settings
 
 from coatcheck.verifier import Verifier
 from support.adapters import wsgi

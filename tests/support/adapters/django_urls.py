@@ -1,7 +1,7 @@
 """The contract's application in Django: a ROOT_URLCONF."""
 
-from django.http import HttpRequest, JsonResponse  # type: ignore[import-untyped]
-from django.urls import path  # type: ignore[import-untyped]
+from django.http import HttpRequest, JsonResponse
+from django.urls import path
 
 from coatcheck.django import require_scopes
 

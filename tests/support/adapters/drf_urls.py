@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from django.urls import include, path  # type: ignore[import-untyped]
-from rest_framework.request import Request  # type: ignore[import-untyped]
-from rest_framework.response import Response  # type: ignore[import-untyped]
-from rest_framework.views import APIView  # type: ignore[import-untyped]
+from django.urls import include, path
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
 
 from coatcheck.django import well_known
 from coatcheck.drf import HasScopes, require_scopes

@@ -21,12 +21,12 @@ from collections.abc import Callable
 from typing import Any, Final, ParamSpec
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
-from django.conf import settings  # type: ignore[import-untyped]
-from django.core.exceptions import ImproperlyConfigured  # type: ignore[import-untyped]
-from django.core.signals import setting_changed  # type: ignore[import-untyped]
-from django.http import Http404, HttpRequest, HttpResponse  # type: ignore[import-untyped]
-from django.urls import re_path  # type: ignore[import-untyped]
-from django.utils.module_loading import import_string  # type: ignore[import-untyped]
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from django.http import Http404, HttpRequest, HttpResponse
+from django.urls import re_path
+from django.utils.module_loading import import_string
 
 from coatcheck.verifier import VerifierError
 from coatcheck.verifier.adapters import asgi, wsgi

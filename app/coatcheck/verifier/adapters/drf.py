@@ -17,17 +17,17 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Final
 
-from django.core.exceptions import ImproperlyConfigured  # type: ignore[import-untyped]
-from rest_framework.authentication import BaseAuthentication  # type: ignore[import-untyped]
-from rest_framework.exceptions import (  # type: ignore[import-untyped]
+from django.core.exceptions import ImproperlyConfigured
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.exceptions import (
     APIException,
     NotAuthenticated,
 )
-from rest_framework.permissions import BasePermission  # type: ignore[import-untyped]
-from rest_framework.renderers import BaseRenderer  # type: ignore[import-untyped]
-from rest_framework.request import Request  # type: ignore[import-untyped]
-from rest_framework.response import Response  # type: ignore[import-untyped]
-from rest_framework.utils.encoders import JSONEncoder  # type: ignore[import-untyped]
+from rest_framework.permissions import BasePermission
+from rest_framework.renderers import BaseRenderer
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.utils.encoders import JSONEncoder
 
 from coatcheck.verifier import MissingCredentials, Principal, VerifierError
 from coatcheck.verifier.adapters.django import gate, query_of, told_by
@@ -64,7 +64,7 @@ class ApiUser(Principal):
 _FIELDS: Final = [field.name for field in fields(Principal)]
 
 
-class CoatcheckAuthentication(BaseAuthentication):  # type: ignore[misc]
+class CoatcheckAuthentication(BaseAuthentication):
     """`request.user` and `request.auth` are the Principal.
 
     Without a credential the next authentication class is asked.  A credential that is bad is
@@ -90,7 +90,7 @@ class CoatcheckAuthentication(BaseAuthentication):  # type: ignore[misc]
         return gate().own(MissingCredentials()).challenge
 
 
-class HasScopes(BasePermission):  # type: ignore[misc]
+class HasScopes(BasePermission):
     """Only who holds all scopes that the view names in `required_scopes`.
 
     A refusal is raised, so that it is complete: in `IsAdminUser | HasScopes` it stands last.
@@ -125,7 +125,7 @@ def exception_handler(exc: Exception, context: Mapping[str, Any]) -> Response | 
     as ours do.
     """
     # It loads the authentication classes, and this module may be what names them.
-    from rest_framework import views  # type: ignore[import-untyped]  # noqa: PLC0415
+    from rest_framework import views  # noqa: PLC0415
 
     request = context["request"]
     if isinstance(exc, VerifierError):
@@ -138,7 +138,7 @@ def exception_handler(exc: Exception, context: Mapping[str, Any]) -> Response | 
     return response
 
 
-class Refused(APIException):  # type: ignore[misc]
+class Refused(APIException):
     """A VerifierError as REST framework's own exception handler understands it."""
 
     def __init__(self, error: VerifierError) -> None:
@@ -155,7 +155,7 @@ class Refused(APIException):  # type: ignore[misc]
         return {"message": self.error.detail, "code": self.error.code}
 
 
-class ProblemRenderer(BaseRenderer):  # type: ignore[misc]
+class ProblemRenderer(BaseRenderer):
     """RFC 9457, whatever the client accepts: it can read status and challenge in any case."""
 
     media_type = "application/problem+json"

@@ -23,7 +23,7 @@ from support.secrets import SWEEP, Sweep
 
 #: What HTTP clients log is not the service's, but for our own code that calls one: they write
 #: URLs, and tests put secrets into those to see what becomes of them.
-_CLIENTS: Final = ("httpx", "httpcore", "urllib3", "requests")
+_CLIENTS: Final = ("httpx", "httpcore", "urllib3", "requests", "mcp.client")
 _OUR_CALLERS: Final = ("/coatcheck/verifier/", "/coatcheck/cli/", "/coatcheck/caller/")
 #: Tests that put secrets into files because that is what they are about.
 _ABOUT_FILES: Final = (

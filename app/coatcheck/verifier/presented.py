@@ -32,7 +32,9 @@ Place = Literal["header", "query"]
 _MAX_BASIC_LENGTH: Final = MAX_TOKEN_BYTES * 4 // 3 + 8
 
 _FORWARDED_FOR: Final = "x-forwarded-for"
-_QUERY_PARAMETER: Final = b"api_key"
+_API_KEY: Final = frozenset((b"api_key",))
+#: A token in the URL is refused, and logged like any other request.
+_CREDENTIALS: Final = _API_KEY | {b"access_token"}
 
 #: API keys of an older system have whatever form it gave them.
 _FOREIGN: Final = re.compile(r"[\x21-\x7e]{1,512}")
@@ -116,10 +118,19 @@ def readable_twice(headers: Headers) -> Headers:
 
 def without_api_key(query: bytes) -> bytes:
     """A query string without any `api_key` parameter; every other byte stays as it is."""
+    return _without(_API_KEY, query)
+
+
+def without_credentials(query: bytes) -> bytes:
+    """A query string as others may see it: without any API key or access token."""
+    return _without(_CREDENTIALS, query)
+
+
+def _without(names: frozenset[bytes], query: bytes) -> bytes:
     return b"&".join(
         parameter
         for parameter in query.split(b"&")
-        if unquote_to_bytes(parameter.partition(b"=")[0]) != _QUERY_PARAMETER
+        if unquote_to_bytes(parameter.partition(b"=")[0]) not in names
     )
 
 

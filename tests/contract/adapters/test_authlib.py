@@ -282,8 +282,8 @@ def test_djangos_protector_is_served_alike(verifier: Verifier, *, is_ours: bool)
     from authlib.integrations.django_oauth2 import (  # noqa: PLC0415
         ResourceProtector as OfDjango,
     )
-    from django.http import HttpResponse  # type: ignore[import-untyped]  # noqa: PLC0415
-    from django.test import RequestFactory  # type: ignore[import-untyped]  # noqa: PLC0415
+    from django.http import HttpResponse  # noqa: PLC0415
+    from django.test import RequestFactory  # noqa: PLC0415
 
     class Ours(CoatcheckProtector, OfDjango):  # type: ignore[misc]
         """As on its page."""

@@ -11,8 +11,16 @@ ADAPTERS: Final = (
     "coatcheck.verifier.adapters.wsgi",
     "coatcheck.verifier.adapters.starlette",
     "coatcheck.verifier.adapters.flask",
+    "coatcheck.verifier.adapters.django",
+    "coatcheck.verifier.adapters.drf",
     "coatcheck.verifier.adapters.authlib",
+    "coatcheck.verifier.adapters.fastapi",
+    "coatcheck.verifier.adapters.aiohttp",
 )
 
 #: They stand at single routes, and leave all others open.
-PER_ROUTE: Final[tuple[str, ...]] = ("coatcheck.verifier.adapters.authlib",)
+PER_ROUTE: Final[tuple[str, ...]] = (
+    "coatcheck.verifier.adapters.fastapi",
+    "coatcheck.verifier.adapters.drf",
+    "coatcheck.verifier.adapters.authlib",
+)

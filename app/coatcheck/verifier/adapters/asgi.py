@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from coatcheck.verifier import Principal, Verifier, VerifierError
 from coatcheck.verifier.adapters.gate import QUERY, Gate, SentQuery, kept_private, well_formed
-from coatcheck.verifier.presented import without_api_key
+from coatcheck.verifier.presented import without_api_key, without_credentials
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -130,7 +130,7 @@ def take_query(scope: Scope) -> bytes:
     """The query string as it was sent; whoever looks later finds no API key in it."""
     if QUERY not in scope:
         scope[QUERY] = SentQuery(scope.get("query_string", b""))
-        scope["query_string"] = without_api_key(scope[QUERY].text)
+        scope["query_string"] = without_credentials(scope[QUERY].text)
     sent: SentQuery = scope[QUERY]
     return sent.text
 
@@ -143,8 +143,9 @@ def query_of(scope: Scope) -> bytes:
     """
     if QUERY in scope:
         return take_query(scope)
-    query = scope["query_string"] = without_api_key(scope.get("query_string", b""))
-    return query
+    query = scope.get("query_string", b"")
+    scope["query_string"] = without_credentials(query)
+    return without_api_key(query)
 
 
 def peer_of(scope: Scope) -> str | None:

@@ -25,7 +25,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from coatcheck.verifier import Principal, Verifier, VerifierError
 from coatcheck.verifier.adapters.gate import QUERY, Gate, SentQuery, kept_private, well_formed
-from coatcheck.verifier.presented import without_api_key
+from coatcheck.verifier.presented import without_api_key, without_credentials
 
 PRINCIPAL: Final = "coatcheck"
 
@@ -164,8 +164,9 @@ def query_of(environ: WSGIEnvironment) -> bytes:
     """
     if QUERY in environ:
         return take_query(environ)
+    query = without_api_key(_shown(environ))
     _hide(environ)
-    return _shown(environ)
+    return query
 
 
 def status_line(error: VerifierError) -> str:
@@ -182,7 +183,7 @@ def _hide(environ: WSGIEnvironment) -> None:
     sent = environ.get("QUERY_STRING", "")
     if not sent:
         return
-    environ["QUERY_STRING"] = hidden = without_api_key(sent.encode("latin-1")).decode("latin-1")
+    environ["QUERY_STRING"] = hidden = without_credentials(sent.encode("latin-1")).decode("latin-1")
     for name in _TARGETS:
         if name in environ:
             environ[name] = environ[name].replace(f"?{sent}", f"?{hidden}" if hidden else "")

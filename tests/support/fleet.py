@@ -28,7 +28,7 @@ from coatcheck.server.settings import Settings
 from coatcheck.server.store import Store, open_store
 from coatcheck.verifier import Verifier
 from support.deployment import TESTER
-from support.live import free_port, run_command, serve
+from support.live import Process, free_port, run_command, serve
 from support.proxy import proxy
 from support.secrets import SWEEP
 
@@ -45,7 +45,7 @@ class Node:
     environment: Mapping[str, str]
     log: Path
     number_of_workers: int = 1
-    process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
+    process: Process | None = field(default=None, repr=False)
 
     @property
     def url(self) -> str:

@@ -10,13 +10,28 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx2
 
+from support import forks
 from support.secrets import SWEEP
 
 START_TIMEOUT = 30
+COMMAND_TIMEOUT = 120
+
+
+class Process(Protocol):
+    """What tests do with a process, however it was started."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +42,7 @@ class Live:
     folder: Path
     environment: Mapping[str, str]
     initialized: Mapping[str, str]
-    process: "subprocess.Popen[bytes]"
+    process: Process
 
     def command(
         self, *arguments: str, stdin: str | None = None, **environment: str
@@ -53,18 +68,29 @@ class Live:
 
 
 def run_command(
-    *arguments: str, environment: Mapping[str, str], stdin: str | None = None
+    *arguments: str,
+    environment: Mapping[str, str],
+    stdin: str | None = None,
+    is_started: bool = False,
 ) -> "subprocess.CompletedProcess[str]":
-    """Run `coatcheck …` with just this environment of ours."""
-    done = subprocess.run(
-        [sys.executable, "-m", "coatcheck.cli", *arguments],
-        env=clean_environment() | dict(environment),
-        input=stdin if stdin is not None else "",
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    """Run `coatcheck …` with just this environment of ours.
+
+    Args:
+        is_started: by `python -m`, and not forked from a process that has everything imported.
+    """
+    whole = clean_environment() | dict(environment)
+    if is_started:
+        done = subprocess.run(
+            [sys.executable, "-m", "coatcheck.cli", *arguments],
+            env=whole,
+            input=stdin if stdin is not None else "",
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT,
+            check=False,
+        )
+    else:
+        done = forks.run(arguments, whole, stdin or "", COMMAND_TIMEOUT)
     SWEEP.command(arguments, done.stdout, done.stderr)
     return done
 
@@ -81,12 +107,23 @@ def free_port() -> int:
         return port
 
 
-def serve(environment: Mapping[str, str], log: Path, *options: str) -> "subprocess.Popen[bytes]":
-    """Start `coatcheck serve`, which adds to this log.  Whoever starts it ends it."""
-    with log.open("ab") as stream:
+def serve(
+    environment: Mapping[str, str], log: Path, *options: str, is_started: bool = False
+) -> Process:
+    """Run `coatcheck serve`, which adds to this log.  Whoever runs it ends it.
+
+    Args:
+        is_started: as for `run_command`.
+    """
+    whole = clean_environment() | dict(environment)
+    with Path(os.devnull).open("rb") as nothing, log.open("ab") as stream:
+        if not is_started:
+            streams = (nothing.fileno(), stream.fileno(), stream.fileno())
+            return forks.start(("serve", *options), whole, streams)
         return subprocess.Popen(
             [sys.executable, "-m", "coatcheck.cli", "serve", *options],
-            env=clean_environment() | dict(environment),
+            env=whole,
+            stdin=nothing,
             stdout=stream,
             stderr=stream,
         )

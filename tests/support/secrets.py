@@ -91,8 +91,11 @@ class Secrets:
     def __init__(self) -> None:
         #: The characters after the prefix of an API key → the API key.
         self._api_keys: dict[bytes, bytes] = {}
-        #: Other secrets, in each of their forms → what they are.
+        #: Other secrets as they are, and written in letters → what they are.
         self._others: dict[bytes, Secret] = {}
+        self._written: dict[bytes, Secret] = {}
+        #: How many letters those have.
+        self._lengths: set[int] = set()
 
     def remember_api_key(self, key: str) -> None:
         self._api_keys[key.rpartition("_")[2].encode()] = key.encode()
@@ -100,8 +103,14 @@ class Secrets:
     def remember(self, kind: str, secret: bytes) -> None:
         """A secret without a form of its own, such as random bytes."""
         named = Secret(kind, _fingerprint(secret))
+        self._others[secret] = named
         for form in _forms(secret):
-            self._others[form] = named
+            # Anything shorter is in no run of letters.
+            if len(form) < _REST:
+                self._others[form] = named
+                continue
+            self._written[form] = named
+            self._lengths.add(len(form))
 
     def learn(self, text: str) -> set[Secret]:
         """Remember the API keys of a text that shows them, and tell those it shows twice."""
@@ -127,6 +136,11 @@ class Secrets:
             yield from self._in_run(run[0])
 
     def _in_run(self, run: bytes) -> Iterator[Secret]:
+        for length in self._lengths:
+            for start in range(len(run) - length + 1):
+                named = self._written.get(run[start : start + length])
+                if named is not None:
+                    yield named
         for letters in _LETTERS.findall(run):
             for start in range(len(letters) - _REST + 1):
                 key = self._api_keys.get(letters[start : start + _REST])
@@ -358,9 +372,8 @@ def _is_feed(token: bytes) -> bool:
 
 
 def _forms(secret: bytes) -> Iterable[bytes]:
-    """How random bytes may be written."""
+    """How random bytes may be written, in letters of `_A_RUN`."""
     return (
-        secret,
         secret.hex().encode(),
         b64encode(secret).rstrip(b"="),
         urlsafe_b64encode(secret).rstrip(b"="),

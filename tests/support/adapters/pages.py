@@ -8,7 +8,7 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -48,6 +48,12 @@ class Only:
             return None
         found = (finder.find_spec(name, path, target) for finder in self._finders)
         return next((spec for spec in found if spec is not None), None)
+
+    def find_distributions(self, *context: Any) -> Iterator[Any]:
+        """For `importlib.metadata`: whoever asks there imports nothing by it."""
+        for finder in self._finders:
+            if hasattr(finder, "find_distributions"):
+                yield from finder.find_distributions(*context)
 
 
 def run(page: str) -> dict[str, int]:

@@ -34,6 +34,7 @@ SEALING_KEY: Final = "sealing key"
 #: Commands whose stdout shows a secret: that is what they are for.
 SHOW_SECRETS: Final = (
     *(("init",), ("keys", "create"), ("keys", "rotate"), ("keys", "reveal"), ("token",)),
+    ("credential-helper",),
     *(("admin", "recover"), ("orgs", "create"), ("orgs", "bootstrap")),
 )
 #: Commands that are given secrets as arguments by tests of how they refuse or warn of that.

@@ -4,15 +4,20 @@
 """
 
 import os
+import re
+import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
-import httpx2
 import typer
 
 from coatcheck import apikey
-from coatcheck.cli import output
+from coatcheck.caller import CallerError
+from coatcheck.caller import IssuerUnavailable as NoIssuer
+from coatcheck.caller.answer import Fetched
+from coatcheck.caller.exchange import exchange
+from coatcheck.cli import output, target
 from coatcheck.cli.output import Exit, Json
 from coatcheck.verifier import Verifier, VerifierError
 from coatcheck.verifier.errors import IssuerUnavailable
@@ -24,27 +29,37 @@ TIMEOUT = 10
 Issuer = Annotated[
     str | None, typer.Option(help="The service's URL; default: COATCHECK_ISSUER, then loopback.")
 ]
+Scope = Annotated[list[str] | None, typer.Option(help="What to ask for; may repeat.")]
+Resource = Annotated[
+    str | None, typer.Option(help="The resource server it is for; default: the usual one.")
+]
+ApiKeyFile = Annotated[Path | None, typer.Option(help="Read the API key from this file.")]
+ApiKeyStdin = Annotated[
+    bool, typer.Option("--api-key-stdin", help="Read the API key from standard input.")
+]
+VariableName = Annotated[str, typer.Option(help="The variable that holds the token.")]
+
+#: POSIX.1-2024 §8.1: what shells take as a name.
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def token(
     extra: Annotated[str | None, typer.Argument(hidden=True)] = None,
     issuer: Issuer = None,
-    scope: Annotated[list[str] | None, typer.Option(help="What to ask for; may repeat.")] = None,
-    resource: Annotated[
-        str | None, typer.Option(help="The resource server it is for; default: the usual one.")
-    ] = None,
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="Read the API key from this file.")
-    ] = None,
-    api_key_stdin: Annotated[
-        bool, typer.Option("--api-key-stdin", help="Read the API key from standard input.")
+    scope: Scope = None,
+    resource: Resource = None,
+    api_key_file: ApiKeyFile = None,
+    api_key_stdin: ApiKeyStdin = False,
+    export: Annotated[
+        bool, typer.Option("--export", help="Print a line for a shell: export TOKEN=…")
     ] = False,
+    name: VariableName = "TOKEN",
     json: Json = False,
 ) -> None:
     """Exchange an API key for a token and print it.
 
-    The key comes from --api-key-stdin, --api-key-file, COATCHECK_API_KEY or
-    COATCHECK_API_KEY_FILE; never from an argument, which every user of the machine can read.
+    The key comes from --api-key-stdin, --api-key-file, COATCHECK_API_KEY, COATCHECK_API_KEY_FILE
+    or the keychain; never from an argument, which every user of the machine can read.
     """
     if extra is not None:
         # Not repeated: it is most likely the API key.
@@ -53,32 +68,57 @@ def token(
             "an API key is never an argument, others on this machine can read those: use"
             " --api-key-stdin, --api-key-file or COATCHECK_API_KEY",
         )
-    form = {
-        "grant_type": "client_credentials",
-        "client_secret": _api_key(api_key_file, from_stdin=api_key_stdin),
-    }
-    if scope:
-        form["scope"] = " ".join(scope)
-    if resource:
-        form["resource"] = resource
-    url = f"{issuer_url(issuer)}/oauth/token"
-    try:
-        answer = httpx2.post(url, data=form, timeout=TIMEOUT)
-        told = answer.json()
-    except (httpx2.HTTPError, ValueError) as error:
-        output.fail(
-            Exit.UNREACHABLE,
-            f"no answer from {url} ({type(error).__name__}): check --issuer and whether the"
-            " service runs",
-        )
-    if answer.status_code >= 500 or answer.status_code == 429:  # noqa: PLR2004
-        output.fail(Exit.UNREACHABLE, str(told.get("error_description")))
-    if answer.status_code != 200:  # noqa: PLR2004
-        output.fail(Exit.REFUSED, f"{told.get('error')}: {told.get('error_description')}")
+    if export and json:
+        output.fail(Exit.USAGE, "--export and --json: say one of them")
+    name = variable(name)
+    issued = fetched(issuer, scope, resource, api_key_file, from_stdin=api_key_stdin)
     if json:
-        output.document(told)
+        output.document(issued.document)
+    elif export:
+        typer.echo(f"export {name}={shlex.quote(issued.token)}")
     else:
-        typer.echo(told["access_token"])
+        typer.echo(issued.token)
+
+
+def fetched(
+    issuer: str | None,
+    scope: list[str] | None,
+    resource: str | None,
+    api_key_file: Path | None,
+    *,
+    from_stdin: bool = False,
+) -> Fetched:
+    """A token; failures become sentences and exit codes."""
+    issuer = issuer_url(issuer)
+    try:
+        # A person's own machine: its proxies and certificates count, as for any program there.
+        one = exchange(
+            issuer,
+            scope=scope,
+            resource=resource,
+            timeout_s=TIMEOUT,
+            trust_env=True,
+            unsafe_plain_http=target.is_plain_http_allowed(),
+        )
+    except ValueError as error:
+        output.fail(
+            Exit.USAGE,
+            f"{error}.  A network that may read the API key needs"
+            " COATCHECK_ALLOW_INSECURE_ISSUER=true",
+        )
+    try:
+        return one.run(target.api_key(api_key_file, from_stdin=from_stdin, issuer=issuer))
+    except NoIssuer as error:
+        output.fail(Exit.UNREACHABLE, error.detail)
+    except CallerError as error:
+        output.fail(Exit.REFUSED, error.detail)
+
+
+def variable(name: str) -> str:
+    """The name of an environment variable, for a shell to read."""
+    if not _NAME.fullmatch(name):
+        output.fail(Exit.USAGE, "--name: letters, digits and underscores, no digit first")
+    return name
 
 
 def verify(
@@ -163,19 +203,3 @@ def _verify_api_key(key: str, json: bool) -> None:
         output.fail(Exit.REFUSED, f"api_key_{found.status}")
     if apikey.mask(key) not in [secret.mask for secret in found.secrets]:
         output.fail(Exit.REFUSED, "api_key_expired: a rotation replaced this secret")
-
-
-def _api_key(path: Path | None, *, from_stdin: bool) -> str:
-    if from_stdin:
-        return sys.stdin.read().strip()
-    key = os.environ.get("COATCHECK_API_KEY")
-    named = os.environ.get("COATCHECK_API_KEY_FILE")
-    path = path or (Path(named) if named and not key else None)
-    if path is not None:
-        try:
-            return path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            output.fail(Exit.ERROR, f"cannot read {path}: {type(error).__name__}")
-    if not key:
-        output.fail(Exit.USAGE, "no API key: set COATCHECK_API_KEY, or use --api-key-stdin")
-    return key

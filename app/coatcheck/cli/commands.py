@@ -7,6 +7,7 @@ from coatcheck.cli import (
     api_keys,
     backups,
     caller,
+    calling,
     catalogs,
     configuration,
     deployment,
@@ -33,6 +34,9 @@ app.command("init")(deployment.init)
 app.command("serve")(deployment.serve)
 app.command("token")(caller.token)
 app.command("verify")(caller.verify)
+app.command("curl")(calling.curl)
+app.command("exec", context_settings={"allow_interspersed_args": False})(calling.run)
+app.command("credential-helper")(calling.credential_helper)
 app.command("doctor")(deployment.doctor)
 target.command(app, "whoami")(usage.whoami)
 app.add_typer(organizations.app, name="orgs")

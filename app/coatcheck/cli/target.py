@@ -32,6 +32,7 @@ import httpx2
 import typer
 
 from coatcheck import apikey, ids
+from coatcheck.caller import ApiKeyMissing, api_key_origin
 from coatcheck.cli import output
 from coatcheck.cli.output import Exit
 from coatcheck.verifier.http import require_safe
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 #: Seconds; an answer takes a few milliseconds.
 TIMEOUT: Final = 10
+#: Bytes of standard input; an API key is shorter.
+_MOST_READ: Final = 2000
 #: What one page of a list holds at most.
 PAGE: Final = 100
 
@@ -292,7 +295,9 @@ def open_target(
 ) -> Iterator[Target]:
     """What a command asks, until the block ends; failures become sentences and exit codes."""
     if server:
-        remote = RemoteTarget(_checked(server), _api_key(api_key_file, from_stdin=from_stdin))
+        server = _checked(server)
+        key = api_key(api_key_file, from_stdin=from_stdin, issuer=server)
+        remote = RemoteTarget(server, key)
         try:
             yield remote
         finally:
@@ -481,9 +486,8 @@ def _office(here: "Local") -> "Office":
 
 def _checked(server: str) -> str:
     """The URL of a service, without a slash at its end; an API key may be sent there."""
-    in_the_clear = os.environ.get("COATCHECK_ALLOW_INSECURE_ISSUER", "").lower() in ("true", "1")
     try:
-        return require_safe(server.rstrip("/"), unsafe_plain_http=in_the_clear)
+        return require_safe(server.rstrip("/"), unsafe_plain_http=is_plain_http_allowed())
     except ValueError as error:
         output.fail(
             Exit.USAGE,
@@ -492,28 +496,27 @@ def _checked(server: str) -> str:
         )
 
 
-def _api_key(path: Path | None, *, from_stdin: bool) -> str:
-    """The API key, from where no other user of the machine can read it."""
-    named = os.environ.get("COATCHECK_API_KEY_FILE")
-    key = None if path else os.environ.get("COATCHECK_API_KEY")
-    path = path or (Path(named) if named and not key else None)
-    if from_stdin:
-        key = sys.stdin.read()
-    elif path is not None:
-        try:
-            key = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            output.fail(Exit.ERROR, f"cannot read {path}: {type(error).__name__}")
-    key = (key or "").strip()
-    if not key:
-        output.fail(
-            Exit.USAGE,
-            "no API key for the service: set COATCHECK_API_KEY, or use --api-key-file or"
-            " --api-key-stdin",
-        )
-    if not key.isascii() or not key.isprintable() or " " in key:
-        output.fail(Exit.USAGE, "what stands for the API key is none: it holds other characters")
-    return key
+def api_key(path: Path | None, *, from_stdin: bool, issuer: str) -> str:
+    """The API key, from where no other user of the machine can read it.
+
+    Args:
+        path: of --api-key-file.
+        issuer: whose it is; its account in the keychain.
+    """
+    try:
+        if from_stdin:
+            given = sys.stdin.buffer.read(_MOST_READ).decode(errors="replace")
+            return api_key_origin.checked(given, "standard input")
+        return api_key_origin.find(api_key_file=path, issuer=issuer).read()
+    except ApiKeyMissing as error:
+        is_unreadable = error.code == "api_key_unreadable"
+        hint = "" if is_unreadable else "; or use --api-key-file or --api-key-stdin"
+        output.fail(Exit.ERROR if is_unreadable else Exit.USAGE, error.detail + hint)
+
+
+def is_plain_http_allowed() -> bool:
+    """Whether an API key may travel in the clear off this machine."""
+    return os.environ.get("COATCHECK_ALLOW_INSECURE_ISSUER", "").lower() in ("true", "1")
 
 
 def _parameters(query: Query | None) -> dict[str, str]:

@@ -7,6 +7,7 @@ people copy.  Nothing in those is changed but addresses, ports and paths.
 import json
 import os
 import pwd
+import random
 import re
 import shutil
 import socket
@@ -16,7 +17,7 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha1
 from http.client import HTTPConnection
@@ -26,7 +27,6 @@ from typing import Any, Final
 
 import pytest
 
-from support.live import free_port
 from support.secrets import SWEEP
 
 RECIPES: Final = Path(__file__).parents[2] / "deploy" / "gateways"
@@ -36,8 +36,9 @@ _COATCHECK: Final = "127.0.0.1:8000"
 _API: Final = "127.0.0.1:9000"
 #: A caller who is not on the gateway's own address, which Coatcheck trusts.
 _WEBSOCKET: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-#: Where the API streams.
+#: Where the API streams, and where it speaks no HTTP.
 STREAM: Final = "/stream"
+SOCKET: Final = "/socket"
 CALLER: Final = "127.0.0.2"
 TIMEOUT: Final = 10
 _START_TIMEOUT: Final = 20
@@ -91,7 +92,7 @@ class _Endpoint(BaseHTTPRequestHandler):
         self.server.seen.append(
             Seen(self.command, self.path, tuple(self.headers.items()), len(body))
         )
-        if self.headers.get("Upgrade", "").lower() == "websocket":
+        if self.path == SOCKET:
             self._echo()
             return
         if self.path == STREAM:
@@ -190,7 +191,7 @@ _LOADED: Final = (*("mpm_event", "authz_core", "alias", "headers", "lua", "proxy
 GATEWAYS: Final = {
     "nginx": Recipe(
         program="nginx",
-        package="nginx-light",
+        package="nginx",
         changes={
             "listen 8080;": "listen 127.0.0.1:PORT;",
             "/etc/nginx": "FOLDER",
@@ -247,7 +248,7 @@ GATEWAYS: Final = {
         program="caddy",
         package="caddy",
         changes={
-            "http://:8080 {": "http://127.0.0.1:PORT {",
+            "http://:8080 {": "http://127.0.0.1:PORT {\n\tbind 127.0.0.1",
             # Its administration has one port, whoever else runs on this machine.
             "\tlog default {": "\tadmin off\n\tlog default {",
         },
@@ -326,7 +327,7 @@ def running(
     program = _required(recipe)
     # Not below pytest's folder, which is closed to the user that the gateway runs as.
     folder = Path(tempfile.mkdtemp(prefix=f"coatcheck-{name}-", dir="/tmp"))
-    port = free_port()
+    port = _free_port()
 
     def placed(text: str) -> str:
         return text.replace("FOLDER", str(folder)).replace("PORT", str(port))
@@ -386,6 +387,18 @@ def _copy(recipe: Path, folder: Path, changes: Mapping[str, str]) -> None:
         files = {name: text.replace(old, new) for name, text in files.items()}
     for name, text in files.items():
         (folder / name).write_text(text, "utf-8")
+
+
+def _free_port() -> int:
+    """A port that no outgoing connection takes before the gateway has started.
+
+    Linux takes those from 32768 on, unless it is told otherwise.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)  # noqa: S311 - it is no secret
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _wait_until_it_listens(port: int, process: "subprocess.Popen[bytes]", folder: Path) -> None:

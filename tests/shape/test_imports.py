@@ -27,10 +27,23 @@ ROOMS: dict[str, str] = {
     **dict.fromkeys(WORDS.split(), WORDS),
     "restrictions": WORDS,
     "verifier": f"{WORDS} restrictions",
+    "testing": f"{WORDS} restrictions verifier",
     # Short imports of adapters.
+    "aiohttp": "verifier",
+    "fastapi": "verifier",
+    "mcp": "verifier",
     "asgi": "verifier",
+    "authlib": "verifier",
+    "flask": "verifier",
+    "django": "verifier",
+    "drf": "verifier",
     "starlette": "verifier",
     "wsgi": "verifier",
+    # Callers of somebody's API: they know the issuer, and nothing of who verifies.
+    "caller": f"{WORDS} restrictions",
+    "httpx": "caller",
+    "httpx2": "caller",
+    "requests": "caller",
     # The service, each over what stands above it.
     "server.settings": WORDS,
     "server.catalog": f"{WORDS} restrictions server.settings",
@@ -64,10 +77,18 @@ ROOMS: dict[str, str] = {
     "server.manage": (
         f"{WORDS} restrictions server.catalog server.changes server.sealing server.store"
     ),
+    "server.own_verifier": (
+        f"{WORDS} restrictions server.alarms server.catalog server.issue server.store"
+        " server.throttle server.usage verifier.errors verifier.presented verifier.product"
+    ),
+    "server.authz": (
+        f"{WORDS} restrictions server.alarms server.catalog server.inflight server.issue"
+        " server.metrics server.oauth.wire server.own_verifier server.signing server.store"
+        " server.throttle verifier.errors verifier.presented"
+    ),
     "server.inprocess": (
-        f"{WORDS} restrictions server.changes server.issue server.logs server.manage"
-        " server.alarms server.signing server.store server.throttle server.usage"
-        " verifier.errors verifier.presented verifier.product"
+        f"{WORDS} restrictions server.changes server.logs server.manage server.own_verifier"
+        " server.signing server.store verifier.errors verifier.presented"
     ),
     "server.pages": "",
     "server.metrics_page": (
@@ -90,7 +111,7 @@ ROOMS: dict[str, str] = {
         " server.setup server.signing server.store"
     ),
     "server.app": f"{WORDS} server",
-    "cli": f"{WORDS} server verifier",
+    "cli": f"{WORDS} caller server verifier",
     # Packages that hold nothing but a docstring.
     "server": "",
     "": "",
@@ -98,27 +119,42 @@ ROOMS: dict[str, str] = {
 
 #: Packages of others, and the only rooms or modules that import them.
 FOREIGN: dict[str, str] = {
-    "authlib": "server.oauth",
+    "authlib": "server.oauth verifier.adapters.authlib",
+    "aiohttp": "verifier.adapters.aiohttp",
+    "fastapi": "verifier.adapters.fastapi",
+    "mcp": "verifier.adapters.mcp",
+    "yarl": "verifier.adapters.aiohttp",
+    "flask": "verifier.adapters.flask",
+    "django": "verifier.adapters.django verifier.adapters.drf",
+    "asgiref": "verifier.adapters.django",
+    "rest_framework": "verifier.adapters.drf",
+    "werkzeug": "verifier.adapters.flask",
     "sqlmodel": "server.store",
     "sqlalchemy": "server.store",
     "sqlite3": "server.store",
     "alembic": "server.store",
     "psycopg": "server.store",
-    "jwt": "verifier.keyset server.keyfile",
-    "cryptography": ("verifier.check verifier.keyset server.keyfile server.sealing server.signing"),
+    "jwt": "verifier.keyset server.keyfile testing.issuer",
+    "cryptography": (
+        "verifier.check verifier.keyset server.keyfile server.sealing server.signing testing.issuer"
+    ),
     "starlette": (
         "server.app server.inprocess server.metrics_page server.oauth.metadata"
-        " verifier.adapters.starlette starlette"
+        " verifier.adapters.starlette verifier.adapters.fastapi starlette"
     ),
     "uvicorn": "server.listen",
     "httptools": "server.listen",
-    "pydantic": "server.settings server.manage.api",
+    "pydantic": "server.settings server.manage.api verifier.adapters.mcp",
     "limits": "server.throttle",
     "jinja2": "server.pages",
     "markupsafe": "server.pages",
     "yaml": "server.pages",
-    "httpx2": "verifier.http verifier.exchange cli.caller cli.diagnosis cli.target",
+    "httpx2": "verifier.http caller.post caller.for_httpx2 cli.diagnosis cli.target",
+    "httpx": "caller.for_httpx",
+    "requests": "caller.for_requests",
+    "keyring": "caller.api_key_origin",
     "typer": "cli",
+    "pytest": "testing.plugin",
 }
 
 #: Types that prove that a step was taken, and the one module that takes it.
@@ -265,7 +301,10 @@ def test_of_the_service_only_inspection_reads_tokens_as_a_verifier_does() -> Non
     """
     readers = {module for module in importers_of("verifier") if lies_in(module, "server")}
 
-    assert readers == {"server.issue.inspect", "server.inprocess", "server.signing"}
+    assert readers == {
+        *("server.issue.inspect", "server.signing", "server.own_verifier", "server.inprocess"),
+        *("server.authz.asked", "server.authz.endpoint", "server.authz.gateways"),
+    }
 
 
 @pytest.mark.parametrize(("made", "module"), MADE_IN.items(), ids=MADE_IN)
@@ -329,6 +368,36 @@ LIGHT: dict[str, str] = {
     "coatcheck.starlette": (
         "sqlmodel sqlalchemy authlib typer uvicorn pydantic jinja2 limits yaml alembic"
         " coatcheck.server coatcheck.cli"
+    ),
+    "coatcheck.testing.issuer": (
+        "pytest starlette sqlmodel sqlalchemy authlib typer uvicorn pydantic jinja2 limits yaml"
+        " alembic coatcheck.server coatcheck.cli"
+    ),
+    "coatcheck.caller": (
+        "starlette sqlmodel sqlalchemy authlib typer uvicorn pydantic jinja2 limits yaml alembic"
+        " jwt cryptography httpx requests keyring coatcheck.verifier coatcheck.server coatcheck.cli"
+    ),
+    "coatcheck.django": (
+        "starlette sqlmodel sqlalchemy authlib typer uvicorn pydantic jinja2 limits yaml alembic"
+        " rest_framework coatcheck.server coatcheck.cli"
+    ),
+    "coatcheck.flask": (
+        "starlette sqlmodel sqlalchemy authlib typer uvicorn pydantic limits yaml alembic"
+        " coatcheck.server coatcheck.cli"
+    ),
+    "coatcheck.authlib": (
+        "flask django starlette sqlmodel sqlalchemy typer uvicorn pydantic jinja2 limits yaml"
+        " alembic coatcheck.server coatcheck.cli"
+    ),
+    "coatcheck.fastapi": (
+        "sqlmodel sqlalchemy authlib typer uvicorn limits alembic coatcheck.server coatcheck.cli"
+    ),
+    "coatcheck.aiohttp": (
+        "starlette sqlmodel sqlalchemy authlib typer uvicorn pydantic jinja2 limits yaml alembic"
+        " coatcheck.server coatcheck.cli"
+    ),
+    "coatcheck.mcp": (
+        "fastapi sqlmodel sqlalchemy authlib limits alembic coatcheck.server coatcheck.cli"
     ),
     "coatcheck.cli.commands": (
         "starlette sqlmodel sqlalchemy authlib uvicorn pydantic jinja2 limits yaml alembic"

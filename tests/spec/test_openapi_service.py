@@ -48,6 +48,7 @@ def test_every_route_is_in_the_document(deployment: Deployment) -> None:
 
 def _routes(deployment: Deployment) -> Iterator[str]:
     yield from deployment.service.forms
+    yield "/authz/verify"
     for route in deployment.service.pages.routes:
         assert isinstance(route, Route)
         # All that is below /v1 is one route here.

@@ -1,7 +1,7 @@
 """The service, put together: the only module that knows every room.
 
-The three form endpoints are found by path before Starlette's router sees the request; all other
-pages are ordinary Starlette.
+The form endpoints and the gateways' one are found by path before Starlette's router sees the
+request; all other pages are ordinary Starlette.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from coatcheck.durations import READY_TIMEOUT, USAGE_FLUSH
+from coatcheck.durations import LEEWAY, READY_TIMEOUT, USAGE_FLUSH
 from coatcheck.server import (
     catalog_file,
     catalog_start,
@@ -39,6 +39,8 @@ from coatcheck.server import (
     signing,
 )
 from coatcheck.server.alarms import Alarms
+from coatcheck.server.authz.endpoint import VerifyEndpoint
+from coatcheck.server.authz.gateways import Gateways
 from coatcheck.server.catalog import Catalog
 from coatcheck.server.changes import Actor
 from coatcheck.server.feed import Feed
@@ -57,6 +59,7 @@ from coatcheck.server.oauth.introspect import Introspection, IntrospectionEndpoi
 from coatcheck.server.oauth.revocations import RevocationsEndpoint
 from coatcheck.server.oauth.revoke import Revocation, RevocationEndpoint
 from coatcheck.server.oauth.wire import Receive, Reply, Scope, Send, json_reply
+from coatcheck.server.own_verifier import OwnVerifier
 from coatcheck.server.sealing import BadSealingKey
 from coatcheck.server.settings import Settings
 from coatcheck.server.signing import FEED_ALGORITHM, NoSigner, RingKeeper
@@ -161,18 +164,41 @@ class Service:
             seal_with=lambda tx: signing.sealing_key_for_copies(tx, load_again()),
             ensure_signing_keys=self._ensure_signing_keys,
         )
+        verifier = partial(
+            OwnVerifier,
+            store=store,
+            issuer=issuer,
+            own_tokens=own_tokens,
+            throttle=throttle,
+            usage=self._usage,
+            alarms=self._alarms,
+        )
         self._management_root = f"{base}/v1"
         self._management = ManagementApi(
             self._management_root,
             office,
             store,
-            issuer,
-            own_tokens,
-            throttle=throttle,
-            usage=self._usage,
-            alarms=self._alarms,
+            verifier(self._catalog.management_audience),
             clock=clock,
             trusted_proxies=settings.trusted_proxies,
+        )
+        self.authz = VerifyEndpoint(
+            f"{base}/authz/verify",
+            self._catalog,
+            store,
+            Gateways(
+                issuer,
+                throttle=throttle,
+                alarms=self._alarms,
+                trusted_proxies=settings.trusted_proxies,
+            ),
+            # Like any resource server's: its caller's token may come from another node.
+            lambda audience, environment: verifier(
+                audience, environment=environment, leeway_s=LEEWAY
+            ),
+            clock=clock,
+            counted=self._metrics,
+            in_flight=self.in_flight,
         )
         self.pages = self._starlette(settings, base, bridge)
 
@@ -187,6 +213,9 @@ class Service:
         try:
             if form is not None:
                 reply = await form.reply(scope, receive)
+                await reply.send(send)
+            elif self.authz.is_at(scope):
+                reply = await self.authz.reply(scope)
                 await reply.send(send)
             elif self._is_management(scope["path"]):
                 # Not by the router: it knows a few methods, and no line break in a path.
@@ -204,7 +233,7 @@ class Service:
         return path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/")
 
     def reply_now(self, scope: Scope, body: bytes) -> Reply | None:
-        """The answer to a token request that has arrived as a whole, without ASGI's ceremony.
+        """The answer to a request that has arrived as a whole, without ASGI's ceremony.
 
         The listener asks here first: tasks, events and messages between it and the endpoint
         would cost as much as the signature.
@@ -212,13 +241,16 @@ class Service:
         Returns:
             None if ASGI is needed: for another page, or because something has to be waited for.
         """
-        if scope["path"] != self.token_path:
+        is_token = scope["path"] == self.token_path
+        if not is_token and not self.authz.is_at(scope):
             return None
         logs.begin_request(scope.get(logs.SCOPE_KEY))
         try:
-            return self.token.reply_now(scope, body)
+            if is_token:
+                return self.token.reply_now(scope, body)
+            return self.authz.reply_now(scope)
         except Exception as error:
-            return self._server_error(error, self.token)
+            return self._server_error(error, self.token if is_token else None)
 
     def shed_now(self, scope: Scope) -> Reply | None:
         """The answer to a request that arrived while `in_flight` is full.
@@ -227,6 +259,8 @@ class Service:
             None if it is answered all the same: a key set, a feed, a revocation.
         """
         form = self.forms.get(scope["path"])
+        if form is None and self.authz.is_at(scope):
+            return self.authz.shed(scope)
         if not isinstance(form, FormEndpoint) or not form.may_be_shed:
             return None
         return form.shed()

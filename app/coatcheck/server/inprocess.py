@@ -1,11 +1,7 @@
 """The management API behind our own verifier, without HTTP between the two.
 
-    headers → presented → (raw key: recognized, and a token made) → numbered checks → change log
-    → Principal → the caller's row, in the transaction of what it does → handler → answer
-
-A raw API key becomes the very token that its holder would get at the token endpoint, and from
-there on there is one path.  What the revocation feed tells verifiers elsewhere is asked of the
-change log itself, so that a change holds from the next request on.
+    headers → presented → verified (`own_verifier`)
+    → the caller's row, in the transaction of what it does → handler → answer
 
 Source: RFC 6750 §2 and §3 (bearer tokens), RFC 9728 §5.1.
 """
@@ -13,54 +9,32 @@ Source: RFC 6750 §2 and §3 (bearer tokens), RFC 9728 §5.1.
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from coatcheck import apikey, client_address
+from coatcheck import client_address
 from coatcheck.client_address import Network
-from coatcheck.restrictions import Reason, Refusal, Situation
+from coatcheck.restrictions import Situation
 from coatcheck.scope import Scopes
 from coatcheck.server import logs
-from coatcheck.server.alarms import Alarms
 from coatcheck.server.changes import Actor
-from coatcheck.server.issue.exchange import CONNECTOR, Asked, Issuer
-from coatcheck.server.issue.inspect import OwnTokens
-from coatcheck.server.issue.mint import Issued
 from coatcheck.server.manage.api.call import Office
 from coatcheck.server.manage.api.dispatch import answer, match
 from coatcheck.server.manage.api.wire import MAX_BODY_BYTES, Answer, Problem, Request
 from coatcheck.server.manage.authority import Caller, bounds_of
+from coatcheck.server.own_verifier import OwnVerifier, product_of
 from coatcheck.server.signing import NoSigner
-from coatcheck.server.store import ApiKeyRecord, Found, Store, StoreUnavailable, Transaction
-from coatcheck.server.throttle import Throttle, by_address
-from coatcheck.server.usage import Usage
-from coatcheck.verifier import errors, product
+from coatcheck.server.store import Store, StoreUnavailable, Transaction
+from coatcheck.verifier import errors
 from coatcheck.verifier.errors import Protection, VerifierError
 from coatcheck.verifier.presented import presented
 
 _log = logging.getLogger(__name__)
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-
-#: The issuer's reason → what the caller of the management API is told.
-_REFUSED: Final[Mapping[Reason, type[VerifierError]]] = {
-    Reason.API_KEY_UNKNOWN: errors.ApiKeyUnknown,
-    Reason.API_KEY_REVOKED: errors.ApiKeyRevoked,
-    Reason.API_KEY_EXPIRED: errors.ApiKeyExpired,
-    Reason.API_KEY_REPLACED: errors.ApiKeyExpired,
-    Reason.API_KEY_DISABLED: errors.ApiKeyDisabled,
-    Reason.PROJECT_ARCHIVED: errors.ApiKeyDisabled,
-    Reason.QUOTA_EXCEEDED: errors.QuotaExceeded,
-    Reason.ORG_SUSPENDED: errors.OrgSuspended,
-    Reason.IP_NOT_ALLOWED: errors.IpNotAllowed,
-    Reason.ONLY_IN_QUERY: errors.ConnectorOnlyInQuery,
-    Reason.NO_PERMISSION_THERE: errors.WrongAudience,
-    Reason.INVALID_TARGET: errors.WrongAudience,
-    Reason.WRONG_ENVIRONMENT: errors.WrongEnvironment,
-}
 
 
 class ManagementApi:
@@ -68,6 +42,7 @@ class ManagementApi:
 
     Args:
         root: the path below which it is: `/v1`, behind the issuer's own path.
+        verifier: for its own audience.
         clock: seconds since the epoch.
     """
 
@@ -76,32 +51,19 @@ class ManagementApi:
         root: str,
         office: Office,
         store: Store,
-        issuer: Issuer,
-        own_tokens: OwnTokens,
+        verifier: OwnVerifier,
         *,
-        throttle: Throttle,
-        usage: Usage,
-        alarms: Alarms,
         clock: Callable[[], float],
         trusted_proxies: Sequence[Network],
     ) -> None:
         self._root = root
-        self._throttle = throttle
-        self._usage = usage
-        self._alarms = alarms
         self._office = office
         self._store = store
-        self._issuer = issuer
-        self._tokens = own_tokens
+        self._verifier = verifier
         self._clock = clock
         self._trusted_proxies = trusted_proxies
-        catalog = issuer.catalog
-        self._audience = catalog.management_audience
-        self._product = product.of(
-            {name: offer.role.methods for name, offer in catalog.roles.items()},
-            catalog.api_key_header and catalog.api_key_header.lower(),
-            catalog.foreign_prefixes,
-        )
+        self._audience = office.catalog.management_audience
+        self._product = product_of(office.catalog)
         self._protection = Protection(self._audience)
 
     async def __call__(self, http: HttpRequest) -> Response:
@@ -185,23 +147,13 @@ class ManagementApi:
         sent = presented(http.headers.items(), http.url.query, self._product)
         if sent.place == "query":
             raise errors.ConnectorOnlyInQuery
-        token, as_of = sent.text, -1
-        if sent.is_api_key:
-            token, as_of = await self._exchanged(sent.text, request.address, now)
-        own = self._tokens.verified(
-            token,
-            max(as_of, self._store.head()),
-            now,
-            audience=self._audience,
-            situation=Situation(
-                client_address=request.address,
-                method=request.method,
-                project_id=sent.project_id,
-                roles=self._product.roles,
-            ),
+        situation = Situation(
+            client_address=request.address,
+            method=request.method,
+            project_id=sent.project_id,
+            roles=self._product.roles,
         )
-        if await self._store.narrowed_since(own.subjects, own.as_of):
-            raise errors.TokenRevoked
+        own = (await self._verifier.verified(sent, situation, now)).own
         scopes = Scopes.parse(str(own.claims["scope"]))
         actor = Actor(own.api_key_id, request.address, request.request_id)
 
@@ -209,47 +161,6 @@ class ManagementApi:
             return self._caller(tx, own.api_key_id, scopes, actor)
 
         return load
-
-    async def _exchanged(self, key: str, address: str | None, now: int) -> tuple[str, int]:
-        """The token that a raw API key stands for, and how far the log had been read."""
-        digest = apikey.digest(key)
-        found = await self._store.find([digest])
-        try:
-            record = self._issuer.recognize(found, digest, None, now)
-            issued = self._issued(record, found, address, now)
-        except Refusal as refusal:
-            self._look_at(found, digest, refusal, address, now)
-            raise _REFUSED.get(refusal.reason, errors.ApiKeyUnknown) from None
-        is_replaced = record.secret_expires_at is not None
-        self._usage.count(
-            record.id,
-            now,
-            is_raw_key_use=True,
-            replaced_digest=record.digest if is_replaced else None,
-        )
-        return issued.token.decode("ascii"), found.as_of
-
-    def _issued(self, record: ApiKeyRecord, found: Found, address: str | None, now: int) -> Issued:
-        if record.kind == CONNECTOR:
-            raise Refusal(Reason.ONLY_IN_QUERY)
-        asked = Asked((self._audience,), None, address)
-        return self._issuer.issue(record, asked, now=now, as_of=found.as_of)
-
-    def _look_at(
-        self, found: Found, digest: bytes, refusal: Refusal, address: str | None, now: int
-    ) -> None:
-        """Count a guess, and tell the owner of a right secret that came from the wrong place.
-
-        Raises:
-            RateLimited: the address guessed too often.
-        """
-        record, place = found.records.get(digest), client_address.parse(address or "")
-        if record is None:
-            retry_after_s = self._throttle.retry_after(by_address(place))
-            if retry_after_s is not None:
-                raise errors.RateLimited(retry_after_s)
-        elif refusal.reason is Reason.IP_NOT_ALLOWED:
-            self._alarms.wrong_address(record.id, record.organization_id, place, now)
 
     def _caller(self, tx: Transaction, api_key_id: str, scopes: Scopes, actor: Actor) -> Caller:
         row = tx.api_key(api_key_id)

@@ -28,6 +28,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from http import HTTPStatus
 from time import perf_counter
 from typing import Any, Final, NamedTuple
 
@@ -94,8 +95,7 @@ _SPARE_SLOTS: Final = 8
 _UNLIMITED: Final = InFlight(sys.maxsize)
 
 
-@lru_cache(maxsize=64)
-def _lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+def _written(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
     """Header fields as they are written.
 
     Raises:
@@ -103,7 +103,13 @@ def _lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
     """
     if any(_CONTROL.search(value) for _, value in headers):
         raise ValueError("a header value holds a control character")
-    return b"".join(b"%b: %b\r\n" % header for header in headers)
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+@lru_cache(maxsize=64)
+def _lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """As `_written`, for headers that come again and again."""
+    return _written(headers)
 
 
 #: The application's answer: status, body, headers, and what is its own affair.
@@ -399,7 +405,7 @@ class Protocol(HttpToolsProtocol):
         if cycle.disconnected or self.transport.is_closing():
             return
         if not cycle.keep_alive and _CLOSE not in headers:
-            headers = (*headers, _CLOSE)
+            headers = (*headers, _CLOSE) if isinstance(headers, tuple) else [*headers, _CLOSE]
         request_id: bytes = cycle.scope[logs.SCOPE_KEY]  # type: ignore[typeddict-item]
         head = self._head(status, headers, len(body), request_id)
         cycle.response_started = cycle.response_complete = True
@@ -412,13 +418,17 @@ class Protocol(HttpToolsProtocol):
         self, status: int, headers: Sequence[tuple[bytes, bytes]], length: int, request_id: bytes
     ) -> bytes:
         """Status line and header fields of an answer with so many bytes."""
-        return b"%b%b%b%b: %b\r\ncontent-length: %d\r\n\r\n" % (
+        # RFC 9110 §8.6: no length where there can be no body.
+        end = b"" if status == HTTPStatus.NO_CONTENT else b"content-length: %d\r\n" % length
+        # What is in a list is this answer's own, and not worth remembering.
+        lines = _lines(headers) if isinstance(headers, tuple) else _written(headers)
+        return b"%b%b%b%b: %b\r\n%b\r\n" % (
             STATUS_LINE[status],
             _lines(tuple(self.server_state.default_headers)),
-            _lines(tuple(headers)),
+            lines,
             logs.HEADER,
             request_id,
-            length,
+            end,
         )
 
     def on_response_complete(self) -> None:

@@ -42,6 +42,7 @@ _MOST_SAMPLES: Final = 500
 TOKEN_REQUESTS: Final = "coatcheck_token_requests_total"  # noqa: S105 - a name
 TOKEN_DURATION: Final = "coatcheck_token_duration_seconds"  # noqa: S105
 CREDENTIAL_CHECKS: Final = "coatcheck_credential_checks_total"
+AUTHZ_REQUESTS: Final = "coatcheck_authz_requests_total"
 REQUESTS_SHED: Final = "coatcheck_requests_shed_total"
 JWKS_REQUESTS: Final = "coatcheck_jwks_requests_total"
 REQUESTS_IN_FLIGHT: Final = "coatcheck_requests_in_flight"
@@ -80,6 +81,12 @@ METRICS: Final[Mapping[str, Metric]] = {
         "counter",
         ("method", "result", "reason"),
         "API keys that were looked at, at any endpoint; method exchange: as somebody's subject.",
+    ),
+    AUTHZ_REQUESTS: Metric(
+        "counter",
+        ("result", "code"),
+        "Questions of gateways: allowed, refused, or failed (the operator has to act), with the"
+        " code of the problem.",
     ),
     REQUESTS_SHED: Metric(
         "counter",

@@ -14,6 +14,9 @@ import json
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import ClassVar, Final
+from urllib.parse import urlsplit
+
+_WELL_KNOWN_RESOURCE: Final = "/.well-known/oauth-protected-resource"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,22 @@ class Protection:
 
     realm: str = "coatcheck"
     resource_metadata: str | None = None
+
+
+def resource_metadata_url(audience: str) -> str | None:
+    """Where the RFC 9728 document of an audience is; None: its name is no URL.
+
+    Source: RFC 9728 §3.1: the well-known part goes between host and path, and the query stays.
+    """
+    try:
+        parts = urlsplit(audience)
+        is_url = parts.scheme in ("https", "http") and bool(parts.hostname)
+    except ValueError:
+        return None
+    if not is_url:
+        return None
+    path = "" if parts.path == "/" else parts.path
+    return parts._replace(path=_WELL_KNOWN_RESOURCE + path).geturl()
 
 
 class VerifierError(Exception):

@@ -130,9 +130,8 @@ class Issuer:
         """The token that the owner of a presented API key would have got, for a resource server.
 
         1. The subject is recognized as anywhere.
-        2. It is a caller's: an API key of the platform, or for management only, calls no API.
-        3. A connector key was in a URL, and no other was.
-        4. Both belong to one environment, and the audience is the resource server's own, which
+        2. It is a caller's, and came where such a one may stand.
+        3. Both belong to one environment, and the audience is the resource server's own, which
            the management API is of none.
 
         Raises:
@@ -141,21 +140,36 @@ class Issuer:
         # 1
         record = self.recognize(found, apikey.digest(subject.secret), None, now)
         # 2
-        management = self.catalog.management_audience
-        is_for_management_only = set(record.audiences) == {management}
-        if record.scopes.has_platform_permission or is_for_management_only:
-            raise Refusal(Reason.NOT_A_CALLER)
+        self.require_callers(record, subject.presented_in)
         # 3
-        is_connector, is_in_query = record.kind == CONNECTOR, subject.presented_in == "query"
-        if is_connector != is_in_query:
-            raise Refusal(Reason.ONLY_IN_QUERY if is_connector else Reason.NOT_IN_QUERY)
-        # 4
         if record.environment != resource_server.environment:
             raise Refusal(Reason.WRONG_ENVIRONMENT, allowed=record.audiences)
         audience = self._audience_id(record, asked)
+        management = self.catalog.management_audience
         if audience not in resource_server.audiences or audience == management:
             raise Refusal(Reason.INVALID_TARGET, allowed=resource_server.audiences)
         return self.issue(record, asked, now=now, as_of=found.as_of)
+
+    def require_callers(self, record: ApiKeyRecord, presented_in: str) -> None:
+        """Do nothing, if this API key may be sent to a resource server, and in this place.
+
+        1. It is a caller's: an API key of the platform, or for management only, calls no API.
+        2. A connector key was in a URL, and no other was.
+
+        Args:
+            presented_in: where its caller had put it, `header` or `query`.
+
+        Raises:
+            Refusal: the first rule that is broken.
+        """
+        # 1
+        is_for_management_only = set(record.audiences) == {self.catalog.management_audience}
+        if record.scopes.has_platform_permission or is_for_management_only:
+            raise Refusal(Reason.NOT_A_CALLER)
+        # 2
+        is_connector, is_in_query = record.kind == CONNECTOR, presented_in == "query"
+        if is_connector != is_in_query:
+            raise Refusal(Reason.ONLY_IN_QUERY if is_connector else Reason.NOT_IN_QUERY)
 
     def _settle(self, record: ApiKeyRecord, asked: Asked) -> _Terms:
         # 2

@@ -1,35 +1,44 @@
 """Whether a token of ours is good right now: signature and claims, then the change log.
 
 Resource servers check tokens by themselves; this is for introspection and revocation, which are
-asked about tokens of every audience and must know at once what was narrowed.
+asked about tokens of every audience and must know at once what was narrowed, and for what this
+service guards itself.
 
 Source: RFC 7662 §4 (what a server must check).
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from coatcheck.restrictions import Situation
 from coatcheck.scope import RESOURCE_SERVER, Grant
 from coatcheck.server import changes
+from coatcheck.server.catalog import Audience
 from coatcheck.server.signing import Ring, RingKeeper
 from coatcheck.server.store import ApiKeyRecord
 from coatcheck.token_profile import ALGORITHMS, TYPES
 from coatcheck.verifier import check, keyset
 from coatcheck.verifier.errors import VerifierError
 
-#: Of tokens for audiences of our own.
-_OUR_TYPES: Final = frozenset(("at+jwt",))
+#: What any audience takes; one that the catalog serves with plain JWTs takes those as well.
+_EVERYWHERE: Final = frozenset(("at+jwt",))
 
 
 @dataclass(frozen=True, slots=True)
 class OwnToken:
-    """The claims of a token that we signed and that has not expired."""
+    """A token that we signed and that has not expired."""
 
-    kid: str
-    claims: Mapping[str, object]
+    signed: check.SignedClaims
+
+    @property
+    def kid(self) -> str:
+        return self.signed.signing_key.kid
+
+    @property
+    def claims(self) -> Mapping[str, object]:
+        return self.signed.claims
 
     @property
     def api_key_id(self) -> str:
@@ -80,28 +89,25 @@ class OwnTokens:
             StoreUnavailable: the ring could not be read.
         """
         try:
-            signed = check.check_signed(token, self._expected, self._finder(as_of, now))
+            signed = check.check_signed(token, self._expected, self.finder(as_of, now))
             unrestricted = signed._replace(must=())
             check.check_use(unrestricted, self._expected, now, Situation())
         except VerifierError:
             return None
-        return OwnToken(signed.signing_key.kid, signed.claims)
+        return OwnToken(signed)
 
-    def verified(
-        self, token: str, as_of: int, now: int, *, audience: str, situation: Situation
-    ) -> OwnToken:
-        """A token of ours that is used here, at one of our own audiences.
+    def used_at(self, audience: Audience, *, leeway_s: int = 0) -> "TokensAt":
+        """Those that are used here, in place of a resource server.
 
-        Raises:
-            VerifierError: the first step of our verifier's check that fails.
-            StoreUnavailable: the ring could not be read.
+        Args:
+            leeway_s: how far the clocks of our nodes may be apart.
         """
-        expected = replace(self._expected, audiences=(audience,), types=_OUR_TYPES)
-        signed = check.check_signed(token, expected, self._finder(as_of, now))
-        check.check_use(signed, expected, now, situation)
-        return OwnToken(signed.signing_key.kid, signed.claims)
+        types = _EVERYWHERE | {audience.token_type.lower()}
+        expected = replace(self._expected, audiences=(audience.id,), types=types, leeway_s=leeway_s)
+        return TokensAt(expected, self.finder)
 
-    def _finder(self, as_of: int, now: int) -> check.FindSigningKey:
+    def finder(self, as_of: int, now: int) -> check.FindSigningKey:
+        """The signing keys that count.  Arguments and errors as those of `read`."""
         ring = self._ring.at(as_of)
 
         def find(kid: str) -> check.SigningKey | None:
@@ -118,6 +124,39 @@ class OwnTokens:
             signing_keys = keyset.parse(json.dumps(jwks).encode())
             self._signing_keys = (ring, signing_keys)
         return signing_keys
+
+
+class TokensAt:
+    """Checks tokens as our verifier does at one audience.  Made by `OwnTokens.used_at`."""
+
+    def __init__(
+        self, expected: check.Expected, finder: Callable[[int, int], check.FindSigningKey]
+    ) -> None:
+        self._expected = expected
+        self._finder = finder
+
+    def verified(self, token: str, as_of: int, now: int, situation: Situation) -> OwnToken:
+        """A token of ours that may be used for the request at hand.
+
+        Raises:
+            VerifierError: the first step of our verifier's check that fails.
+            StoreUnavailable: the ring could not be read.
+        """
+        signed = check.check_signed(token, self._expected, self._finder(as_of, now))
+        check.check_use(signed, self._expected, now, situation)
+        return OwnToken(signed)
+
+    def is_good_again(self, own: OwnToken, as_of: int, now: int, situation: Situation) -> bool:
+        """Whether a token that was verified here before is still signed by a published key.
+
+        Raises:
+            As `verified`, if it may not be used for the request at hand.
+        """
+        signed = own.signed
+        if self._finder(as_of, now)(signed.signing_key.kid) != signed.signing_key:
+            return False
+        check.check_use(signed, self._expected, now, situation)
+        return True
 
 
 def may_ask_about(caller: ApiKeyRecord, token: OwnToken) -> bool:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from enum import Enum
 from functools import partial
+from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote_plus
 
@@ -132,8 +133,10 @@ class Reply(NamedTuple):
         return f"Reply({self.status})"
 
     async def send(self, send: Send) -> None:
-        length = (b"content-length", b"%d" % len(self.body))
-        headers = [*self.headers, length]
+        headers = list(self.headers)
+        # RFC 9110 §8.6: none where there can be no body.
+        if self.status != HTTPStatus.NO_CONTENT:
+            headers.append((b"content-length", b"%d" % len(self.body)))
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})
 

@@ -233,6 +233,7 @@ class ChangesStatus:
     Attributes:
         state: "none" before the first good feed; "stale" when none came for FEED_STALE seconds.
         age_s: seconds since the last feed was signed, by this machine's clock.
+        fresh_for_s: how much longer it is fresh if no other feed comes; negative when it is stale.
         seq: up to where the issuer's change log is known.
         entries: how many subjects are named.
         last_error: kind of the failure, when the last try failed.
@@ -240,6 +241,7 @@ class ChangesStatus:
 
     state: Literal["fresh", "stale", "none"]
     age_s: float | None
+    fresh_for_s: float | None
     seq: int | None
     entries: int
     last_error: str | None
@@ -289,6 +291,8 @@ class Changes:
         #: As `known`, for every request: once it is there, the thread has been started.
         self.at_hand: Known | None = None
         self._thread: threading.Thread | None = None
+        #: The thread's; it is let go of by putting another one in its place.
+        self._wake: threading.Event
         self._renew_locks()
         _EVERY_CHANGES.add(self)
 
@@ -307,7 +311,8 @@ class Changes:
         self.known()
         with self._settled:
             self._settled.wait_for(
-                lambda: self.at_hand is not None, timeout=self._first_load_timeout_s
+                lambda: self.at_hand is not None or self._is_closed,
+                timeout=self._first_load_timeout_s,
             )
         if self._known is None:
             raise IssuerUnavailable(1)
@@ -321,7 +326,9 @@ class Changes:
         """
         self.known()
         with self._settled:
-            self._settled.wait_for(lambda: self.is_told, timeout=self._first_load_timeout_s)
+            self._settled.wait_for(
+                lambda: self.is_told or self._is_closed, timeout=self._first_load_timeout_s
+            )
         if not self.is_told:
             raise IssuerUnavailable(1)
 
@@ -332,28 +339,73 @@ class Changes:
             or self._clock() - known.issued_at > FEED_STALE + LEEWAY_MAX
         )
 
+    def _fresh_for_s(self, known: Known) -> float:
+        """Seconds until `is_stale`, by whichever clock comes first."""
+        return min(
+            known.fresh_at + FEED_STALE - self._monotonic(),
+            known.issued_at + FEED_STALE + LEEWAY_MAX - self._clock(),
+        )
+
     def status(self) -> ChangesStatus:
         """What is known at the moment, for status pages."""
         known = self._known
         if known is None:
-            return ChangesStatus("none", None, None, 0, self._last_error)
+            return ChangesStatus("none", None, None, None, 0, self._last_error)
         return ChangesStatus(
             state="stale" if self.is_stale(known) else "fresh",
             age_s=self._clock() - known.issued_at,
+            fresh_for_s=self._fresh_for_s(known),
             seq=known.seq,
             entries=len(known.entries),
             last_error=self._last_error,
         )
+
+    def catch_up(self, seq: int, timeout_s: float = FIRST_LOAD_TIMEOUT) -> bool:
+        """Wait until the log is known up to here, without the pause that follows a failure.
+
+        Returns:
+            Whether it is; also True where nobody has asked yet: there is nothing to catch up on.
+        """
+        with self._settled:
+            if self._thread is None or self._is_closed:
+                return True
+            if self._failures:
+                self._let_go_of_thread()
+                self._start_thread_locked()
+            return self._settled.wait_for(
+                lambda: self._known is not None and self._known.seq >= seq, timeout_s
+            )
+
+    def forget(self, wait_s: float = 0) -> None:
+        """Know nothing, as when it was made; the thread ends with the poll that is under way.
+
+        Args:
+            wait_s: how long to wait for that.
+        """
+        with self._settled:
+            thread = self._let_go_of_thread()
+            self._known = self.at_hand = None
+            self._source = None
+            self.product = product.of(**self._settled_parts)
+            self.is_told = {"api_key_header", "foreign_prefixes"} <= self._settled_parts.keys()
+            self._last_error, self._failures = None, 0
+        if thread is not None:
+            thread.join(wait_s)
 
     def close(self) -> None:
         """End the thread once its poll has been answered."""
         self._is_closed = True
         self._wake.set()
 
-    def step(self) -> float:
-        """One poll.  Returns the seconds to wait before the next one."""
+    def step(self, wake: threading.Event | None = None) -> float:
+        """One poll.  Returns the seconds to wait before the next one.
+
+        Args:
+            wake: of the thread that asks; what it brings counts until it is let go of.
+        """
+        wake = wake or self._wake
         try:
-            source = self._source_now()
+            source = self._source_now(wake)
             known = self._known
             # A first feed is wanted at once, as is one after a failure: it tells what is fresh.
             is_caught_up = self.at_hand is not None and self._failures == 0
@@ -365,6 +417,8 @@ class Changes:
         except Exception as failure:
             # Whatever it was, the verifier goes on with what it knows; only the kind is kept,
             # because a text may hold what a stranger's server sent.
+            if self._wake is not wake:
+                return 0
             self._last_error = str(getattr(failure, "kind", type(failure).__name__))
             self._failures += 1
             # The issuer's document may have changed: keys, or the address.
@@ -373,12 +427,14 @@ class Changes:
             # Verifiers that lost their issuer together come back one by one.
             return pause * random.uniform(0.5, 1)  # noqa: S311 - no secret
         with self._settled:
+            if self._wake is not wake:
+                return 0
             self._known = self.at_hand = merged
             self._last_error, self._failures = None, 0
             self._settled.notify_all()
         return 0
 
-    def _source_now(self) -> Source:
+    def _source_now(self, wake: threading.Event) -> Source:
         """What the issuer's document says.  Raises if it cannot be read the first time."""
         now = self._monotonic()
         if self._source is not None and now - self._read_at < _DOCUMENT_MAX_AGE:
@@ -392,6 +448,8 @@ class Changes:
             # What it said before goes on; the feed itself tells whether the issuer is away.
             return self._source
         with self._settled:
+            if self._wake is not wake:
+                return source
             self._source = source
             self.product = product.of(**{**source.product, **self._settled_parts})
             self.is_told = True
@@ -402,20 +460,30 @@ class Changes:
 
     def _start_thread(self) -> None:
         with self._settled:
-            if self._thread is not None or self._is_closed:
-                return
-            self._thread = threading.Thread(
-                target=_follow,
-                args=(weakref.ref(self), self._wake),
-                name="coatcheck-changes",
-                daemon=True,
-            )
-            try:
-                self._thread.start()
-            except RuntimeError:
-                # The process is out of threads, or about to end.  The next request tries again.
-                self._thread = None
-                self._last_error = "no_thread"
+            if self._thread is None and not self._is_closed:
+                self._start_thread_locked()
+
+    def _start_thread_locked(self) -> None:
+        wake = self._wake
+        self._thread = threading.Thread(
+            target=_follow,
+            args=(weakref.ref(self, lambda _: wake.set()), wake),
+            name="coatcheck-changes",
+            daemon=True,
+        )
+        try:
+            self._thread.start()
+        except RuntimeError:
+            # The process is out of threads, or about to end.  The next request tries again.
+            self._thread = None
+            self._last_error = "no_thread"
+
+    def _let_go_of_thread(self) -> threading.Thread | None:
+        """End the thread; what it still brings does not count.  The lock is held."""
+        thread, self._thread = self._thread, None
+        self._wake.set()
+        self._wake = threading.Event()
+        return thread
 
     @property
     def is_closed(self) -> bool:
@@ -438,7 +506,7 @@ def _follow(reference: "weakref.ref[Changes]", wake: threading.Event) -> None:
         changes = reference()
         if changes is None or changes.is_closed:
             return
-        pause_s = changes.step()
+        pause_s = changes.step(wake)
         del changes
         if wake.wait(pause_s):
             return

@@ -23,15 +23,13 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import Final, NamedTuple, TypeVar
 
-import httpx2
-
 from coatcheck import apikey
 from coatcheck import client_address as address
-from coatcheck.durations import FIRST_LOAD_TIMEOUT
 from coatcheck.verifier import check, errors, http
 from coatcheck.verifier.errors import VerifierError
 from coatcheck.verifier.presented import Place
@@ -99,6 +97,21 @@ class Exchanged(NamedTuple):
         raise self.refusal()
 
 
+@dataclass(frozen=True, slots=True)
+class ExchangeStatus:
+    """What is remembered of raw API keys.
+
+    Attributes:
+        remembered: how many are good without asking the issuer.
+        first_end_in_s: seconds until the first of them is not; None: there is none.
+        last_end_in_s: seconds until the last of them is not.
+    """
+
+    remembered: int
+    first_end_in_s: float | None
+    last_end_in_s: float | None
+
+
 class Exchange:
     """Exchanges raw API keys at one issuer.  For any number of threads and tasks; fork-safe.
 
@@ -129,6 +142,7 @@ class Exchange:
         self._remembered: OrderedDict[tuple[bytes, Place], Exchanged] = OrderedDict()
         # Apart: whoever found a key and has many addresses pushes out no token.
         self._refused_there: OrderedDict[tuple[bytes, Place, str], Exchanged] = OrderedDict()
+        self._is_closed = False
         self._renew()
         _EVERY_EXCHANGE.add(self)
 
@@ -144,6 +158,14 @@ class Exchange:
             if found is not None and self._monotonic() < found.good_until:
                 return found
         return None
+
+    def status(self) -> ExchangeStatus:
+        """What is remembered at the moment; refusals do not count."""
+        with self._lock:
+            kept = list(self._remembered.values())
+        now = self._monotonic()
+        ends = [one.good_until - now for one in kept if one.token and one.good_until > now]
+        return ExchangeStatus(len(ends), min(ends, default=None), max(ends, default=None))
 
     def forget(self, digest: bytes, place: Place, ended: Exchanged) -> None:
         """Exchange anew next time: the token that was kept is good no more."""
@@ -180,8 +202,17 @@ class Exchange:
 
     def close(self) -> None:
         """Let go of connections and threads, once the exchanges under way are finished."""
-        self._pool.shutdown(wait=True)
-        self._client.close()
+        self._is_closed = True
+        self._end()
+
+    def forget_all(self) -> None:
+        """Remember nothing, as when it was made; exchanges under way are finished first."""
+        self._end()
+        with self._lock:
+            self._remembered.clear()
+            self._refused_there.clear()
+        if not self._is_closed:
+            self._begin()
 
     def _run(self, digest: bytes, place: Place, key: str, where: str) -> Exchanged:
         try:
@@ -213,7 +244,7 @@ class Exchange:
         started_at = self._monotonic()
         try:
             status, wait, told = self._post(form)
-        except (httpx2.HTTPError, http.FetchFailed, ValueError):
+        except (http.FetchFailed, ValueError):
             return self._unavailable()
         token, expires_in = told.get("access_token"), told.get("expires_in")
         if status == HTTPStatus.OK and type(token) is str and type(expires_in) is int:
@@ -238,10 +269,9 @@ class Exchange:
 
     def _post(self, form: Mapping[str, str]) -> tuple[int, int, Mapping[str, object]]:
         """Status, seconds of Retry-After, and body.  Raises when there is no usable answer."""
-        with self._client.stream("POST", self._token_url, data=form) as response:
-            body = http.read_body(response, _MAX_ANSWER_BYTES)
-        wait = _seconds(response.headers.get("retry-after"))
-        return response.status_code, wait, check.json_object(body, _MAX_CONTAINERS)
+        answer = self._posts.post(self._token_url, form, max_bytes=_MAX_ANSWER_BYTES)
+        wait = _seconds(answer.headers.get("retry-after"))
+        return answer.status, wait, check.json_object(answer.body, _MAX_CONTAINERS)
 
     def _unavailable(self) -> Exchanged:
         return Exchanged(None, partial(errors.IssuerUnavailable, 1), -math.inf)
@@ -249,13 +279,15 @@ class Exchange:
     def _renew(self) -> None:
         self._lock = threading.Lock()
         self._under_way: dict[tuple[bytes, Place, str], Future[Exchanged]] = {}
+        self._begin()
+
+    def _begin(self) -> None:
         self._pool = ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="coatcheck-exchange")
-        self._client = httpx2.Client(
-            timeout=FIRST_LOAD_TIMEOUT,
-            follow_redirects=False,
-            trust_env=self._trust_env,
-            headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-        )
+        self._posts = http.Posts(trust_env=self._trust_env)
+
+    def _end(self) -> None:
+        self._pool.shutdown(wait=True)
+        self._posts.close()
 
 
 def _remember(remembered: OrderedDict[_At, Exchanged], at: _At, exchanged: Exchanged) -> None:

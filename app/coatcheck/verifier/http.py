@@ -1,10 +1,14 @@
-"""One bounded GET: the only place where the verifier touches the network.
+"""Bounded GET and POST: the only place where the verifier touches the network.
 
 Everything is limited, because a resource server must not hang or fill up on behalf of somebody
 else's server: total time, size, no redirects, no compression, https off the loopback interface.
 
 A client is made for each fetch and closed after it.  There is one every few minutes, so that
 nothing is gained by keeping a connection, and a connection that is not kept survives no fork.
+Exchanges come one after the other, so `Posts` keeps theirs.
+
+An issuer of `coatcheck.testing` stands in for the network here.  Only code in this process can
+put it there: no setting, variable or answer leads to it.
 """
 
 import ipaddress
@@ -13,9 +17,10 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import httpx2
@@ -38,6 +43,49 @@ class FetchFailed(Exception):
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
         self.kind = kind
+
+
+class Answer(NamedTuple):
+    """What came back for a POST.  `headers` are found by their names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class StandIn(Protocol):
+    """An issuer that lives in this process instead of behind the network."""
+
+    def get(self, url: str) -> bytes:
+        """The body of a 200 answer.  Raises FetchFailed."""
+        ...
+
+    def post(self, url: str, form: Mapping[str, str]) -> Answer:
+        """The answer to a form.  Raises FetchFailed."""
+        ...
+
+
+#: By the URL that all of theirs begin with.
+_STAND_INS: Final[dict[str, StandIn]] = {}
+
+
+def put_in(base: str, stand_in: StandIn | None) -> StandIn | None:
+    """Let an issuer of this process answer for a URL and all below it; None: the network again.
+
+    Returns:
+        Who answered before.
+    """
+    before = _STAND_INS.pop(base, None)
+    if stand_in is not None:
+        _STAND_INS[base] = stand_in
+    return before
+
+
+def _stand_in_for(url: str) -> StandIn | None:
+    for base, stand_in in list(_STAND_INS.items()):
+        if url.startswith(base) and url[len(base) :][:1] in ("", "/", "?"):
+            return stand_in
+    return None
 
 
 def require_safe(url: str, *, unsafe_plain_http: bool = False) -> str:
@@ -89,6 +137,8 @@ def fetch(
     Raises:
         FetchFailed: any other answer, or none in time.
     """
+    if _STAND_INS and (stand_in := _stand_in_for(url)) is not None:
+        return stand_in.get(url)
     connection = _Connection()
     # httpx2 limits each single read; a server that sends a byte now and then would renew that
     # limit for ever.  The timer ends the connection under it.
@@ -125,6 +175,92 @@ def fetch(
     return body
 
 
+class Posts:
+    """POSTs to one server, over connections that are kept.  For any number of threads.
+
+    Args:
+        timeout_s: for each of them, the last byte of its answer included.
+        trust_env: as for `fetch`.
+    """
+
+    def __init__(self, *, timeout_s: float = FIRST_LOAD_TIMEOUT, trust_env: bool = False) -> None:
+        self.timeout_s = timeout_s
+        self._trust_env = trust_env
+        #: One for each POST at a time.  Taking one and giving it back are single operations.
+        self._idle: list[_Line] = []
+
+    def post(self, url: str, form: Mapping[str, str], *, max_bytes: int) -> Answer:
+        """The answer to a form, whatever its status.
+
+        Raises:
+            FetchFailed: there is none in time, or it is compressed or too long.
+        """
+        if _STAND_INS and (stand_in := _stand_in_for(url)) is not None:
+            return stand_in.post(url, form)
+        try:
+            line = self._idle.pop()
+        except IndexError:
+            line = _Line(trust_env=self._trust_env)
+        try:
+            answer = line.post(url, form, max_bytes, self.timeout_s)
+        except BaseException:
+            # Nobody knows what would come next over it.
+            line.close()
+            raise
+        self._idle.append(line)
+        return answer
+
+    def close(self) -> None:
+        """Let go of the connections that nobody uses at the moment."""
+        while self._idle:
+            self._idle.pop().close()
+
+
+class _Line:
+    """A client that keeps its one connection, and the socket of it."""
+
+    def __init__(self, *, trust_env: bool) -> None:
+        self._connection = _Connection()
+        self._client = httpx2.Client(
+            verify=_tls(trust_env=trust_env),
+            trust_env=trust_env,
+            follow_redirects=False,
+            headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+        )
+
+    def post(self, url: str, form: Mapping[str, str], max_bytes: int, timeout_s: float) -> Answer:
+        connection = self._connection
+        timer = threading.Timer(timeout_s, connection.end)
+        timer.daemon = True
+        timer.start()
+        try:
+            with self._client.stream(
+                "POST",
+                url,
+                data=form,
+                timeout=timeout_s,
+                extensions={"trace": connection.trace},
+            ) as response:
+                answer = Answer(
+                    response.status_code, response.headers, read_body(response, max_bytes)
+                )
+        except httpx2.TimeoutException:
+            raise FetchFailed("timeout") from None
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+            kind = "timeout" if connection.is_ended else type(error).__name__
+            raise FetchFailed(kind) from None
+        finally:
+            timer.cancel()
+            # It must not end the next POST over this connection.
+            timer.join()
+        if connection.is_ended:
+            raise FetchFailed("timeout")
+        return answer
+
+    def close(self) -> None:
+        self._client.close()
+
+
 def _tls(*, trust_env: bool) -> ssl.SSLContext:
     """What servers are checked by.  Made once an hour: each time costs as much as 100 fetches."""
     named = tuple(map(os.environ.get, _TLS_VARIABLES)) if trust_env else ()
@@ -158,7 +294,7 @@ def read_body(response: httpx2.Response, max_bytes: int) -> bytes:
 
 
 class _Connection:
-    """The socket of one fetch, to be ended from another thread."""
+    """The socket of a fetch or of a line, to be ended from another thread."""
 
     def __init__(self) -> None:
         self.is_ended = False

@@ -21,6 +21,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from types import MappingProxyType
@@ -276,6 +277,8 @@ class KeySet:
         self._is_pending = False
         self._is_closed = False
         self._thread: threading.Thread | None = None
+        #: The thread's; it is let go of by putting another one in its place.
+        self._wake: threading.Event
         self._renew_locks()
         _EVERY_KEY_SET.add(self)
 
@@ -349,6 +352,46 @@ class KeySet:
             last_error=last_error,
         )
 
+    def load(self) -> None:
+        """Fetch the first set, if there is none, and wait for it.
+
+        Raises:
+            IssuerUnavailable: the fetch failed, or takes too long.
+        """
+        # Nobody has a signing key without a name, so the answer is how the fetch went.
+        with suppress(UnknownSigningKey):
+            if self._loaded is None and self.look_up("") is None:
+                self.wait_for("")
+
+    def renew(self, timeout_s: float = FIRST_LOAD_TIMEOUT) -> None:
+        """Fetch now, whatever the cool-down, and wait for it; nothing, where nobody has asked."""
+        with self._settled:
+            if self._thread is None or self._is_closed:
+                return
+            # What is under way may have begun before the reason for this.
+            self._settled.wait_for(lambda: not self._is_pending, timeout_s)
+            self._is_pending = True
+            self._due_at = -math.inf
+            self._wake_thread_locked()
+            self._settled.wait_for(lambda: not self._is_pending, timeout_s)
+
+    def forget(self, wait_s: float = 0) -> None:
+        """Know nothing, as when it was made; the thread ends with the fetch that is under way.
+
+        Args:
+            wait_s: how long to wait for that.
+        """
+        with self._settled:
+            thread, wake = self._thread, self._wake
+            self._thread, self._wake = None, threading.Event()
+            wake.set()
+            self._loaded = self._last_error = None
+            self._attempted_at, self._due_at = -math.inf, math.inf
+            self._is_pending = False
+            self._settled.notify_all()
+        if thread is not None:
+            thread.join(wait_s)
+
     def close(self) -> None:
         """End the thread.  The set in hand goes on being used until it is too old."""
         with self._settled:
@@ -408,10 +451,14 @@ class KeySet:
                 self._fail("no_thread", self._monotonic())
         self._wake.set()
 
-    def _step(self) -> float | None:
-        """Fetch if it is due.  Returns the seconds until it is again; None: closed."""
+    def _step(self, wake: threading.Event) -> float | None:
+        """Fetch if it is due.  Returns the seconds until it is again; None: closed.
+
+        Args:
+            wake: of the thread that asks; it fetches until it is let go of.
+        """
         with self._settled:
-            if self._is_closed:
+            if self._is_closed or self._wake is not wake:
                 return None
             started_at = self._monotonic()
             if started_at < self._due_at:
@@ -427,6 +474,9 @@ class KeySet:
             # with secrets or what a stranger's server sent, so that only the kind is kept.
             error = str(getattr(failure, "kind", type(failure).__name__))
         with self._settled:
+            if self._wake is not wake:
+                # It was let go of meanwhile, and what it brought no longer counts.
+                return None
             if signing_keys is None:
                 self._fail(error, started_at)
             else:
@@ -474,7 +524,7 @@ def _follow(reference: "weakref.ref[KeySet]", wake: threading.Event) -> None:
     """Renew a key set whenever it is due, until it is closed or gone."""
     while True:
         key_set = reference()
-        wait_s = None if key_set is None else key_set._step()  # noqa: SLF001
+        wait_s = None if key_set is None else key_set._step(wake)  # noqa: SLF001
         del key_set
         if wait_s is None:
             return

@@ -12,8 +12,9 @@ Source: RFC 6750 §2 and §3 (bearer tokens), RFC 9728 §2 and §3 (resource met
 import asyncio
 import os
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Final, Literal, Self
@@ -26,7 +27,7 @@ from coatcheck.feed_profile import MAX_FEED_BYTES
 from coatcheck.restrictions import Situation
 from coatcheck.scope import Scopes
 from coatcheck.token_profile import ALGORITHMS, MAX_TOKEN_BYTES, TYPES, is_audience
-from coatcheck.verifier import changes, check, exchange, http, keyset, product
+from coatcheck.verifier import changes, check, exchange, http, keyset, metrics, product
 from coatcheck.verifier.errors import (
     ApiKeyMalformed,
     ApiKeyUnknown,
@@ -188,6 +189,7 @@ class Verifier:
         jwks_url = jwks_url or os.environ.get("COATCHECK_JWKS_URL")
         base = issuer.rstrip("/")
         key_set_url = jwks_url or base + _WELL_KNOWN_KEY_SET
+        is_over_http = fetch is None
         if fetch is None:
             _require_safe(key_set_url, unsafe_plain_http=unsafe_plain_http)
             if feed is not None:
@@ -228,6 +230,8 @@ class Verifier:
             )
         )
         self._told = self._changes or product.Fixed(product.of(**settled))
+        if is_over_http:
+            _OVER_HTTP[id(self)] = self
 
     def authenticate(
         self,
@@ -360,25 +364,86 @@ class Verifier:
     def status(self) -> dict[str, object]:
         """How far this verifier can be relied on, for health and status pages; holds no secret.
 
-        `good_until` is when it stops accepting tokens if the issuer stays away from now on,
-        in seconds since the epoch.
+        All of it supposes that the issuer is not heard of from now on.  Times are seconds since
+        the epoch.
+
+        - `safe_until`: every access token is answered rightly until then: taken until its own
+          `exp`, and refused afterwards, or for what is known against it.  It is the earlier of
+          `key_set.good_until` and, where stale feeds are refused, `feed.fresh_until`.  None: no
+          token can be verified as it is.
+        - `after`: what happens then, and what `safe_until` does not say.
+        - `key_set.good_until`: no signing key counts any more.
+        - `feed.fresh_until`: what was revoked before it is known.  Where stale feeds are accepted,
+          a token that is revoked meanwhile is taken until its `exp`: this is the weakest link, and
+          `safe_until` does not count it, because accepting them is what was asked for.
+        - `api_keys`: a raw API key that is remembered goes on until its end, ten minutes after it
+          was exchanged at the latest: `first_end` and `last_end` of all `remembered` ones.  Any
+          other is refused with 503 at once, so `safe_until` does not speak for raw API keys.
+          None: no API key is exchanged here.
         """
+        now = self._clock()
         of_set = self._key_set.status()
-        good_for_s = of_set.good_for_s
+        of_feed = None if self._changes is None else self._changes.status()
+        of_api_keys = None if self._exchange is None else self._exchange.status()
+        good_until = _at(now, of_set.good_for_s)
+        fresh_until = None if of_feed is None else _at(now, of_feed.fresh_for_s)
+        safe_until, after = self._outlook(good_until, fresh_until)
         return {
             "issuer": self._expected.issuer,
             "audiences": list(self._expected.audiences),
+            "safe_until": safe_until,
+            "after": after,
             "key_set": {
                 "state": of_set.state,
                 "age_s": of_set.age_s,
-                "good_until": None if good_for_s is None else int(self._clock() + good_for_s),
+                "good_until": good_until,
                 "kids": list(of_set.kids),
                 "last_error": of_set.last_error,
             },
-            "feed": None if self._changes is None else asdict(self._changes.status()),
+            "feed": of_feed
+            and {
+                "state": of_feed.state,
+                "age_s": of_feed.age_s,
+                "fresh_until": fresh_until,
+                "on_stale": "refuse" if self._refuses_stale else "accept",
+                "seq": of_feed.seq,
+                "entries": of_feed.entries,
+                "last_error": of_feed.last_error,
+            },
+            "api_keys": of_api_keys
+            and {
+                "remembered": of_api_keys.remembered,
+                "first_end": _at(now, of_api_keys.first_end_in_s),
+                "last_end": _at(now, of_api_keys.last_end_in_s),
+            },
             "roles": sorted(self._told.product.roles),
             "remembered_tokens": len(self._memo),
         }
+
+    def _outlook(self, good_until: int | None, fresh_until: int | None) -> tuple[int | None, str]:
+        """`safe_until` and `after` of `status`."""
+        if good_until is None:
+            return None, "There is no usable key set: every token is refused with 503."
+        if self._changes is None:
+            return good_until, f"{_TOO_OLD}; no feed is followed, so a revoked one lives on anyway."
+        if self._changes.at_hand is None or fresh_until is None:
+            return None, "There is no revocation feed yet: every token is refused with 503."
+        if not self._refuses_stale:
+            return good_until, f"{_TOO_OLD}; from feed.fresh_until on a revoked one lives on."
+        if good_until < fresh_until:
+            return good_until, f"{_TOO_OLD}."
+        return fresh_until, "Every token is refused with 503: it may have been revoked meanwhile."
+
+    def metrics(self, *others: "Verifier") -> str:
+        """What `status` says, for Prometheus: in its text exposition format 0.0.4.
+
+        A time that is not known is left out until the issuer was asked for the first time, and is
+        0 once it was asked and there is nothing to go on with.
+
+        Args:
+            others: verifiers of this process for other audiences, to be told in the same text.
+        """
+        return metrics.text(verifier.status() for verifier in (self, *others))
 
     def protected_resource_metadata(self) -> dict[str, object]:
         """The document that `resource_metadata_url` has to serve (RFC 9728 §2).
@@ -391,6 +456,16 @@ class Verifier:
             "bearer_methods_supported": ["header"],
         }
 
+    def warm(self) -> None:
+        """Ask the issuer now, so that the first request need not wait for it.
+
+        Raises:
+            IssuerUnavailable: it did not answer in time; the first request asks again.
+        """
+        if self._changes is not None:
+            self._changes.wait_for_first()
+        self._key_set.load()
+
     def close(self) -> None:
         """End the background threads.  Also happens when the verifier is let go."""
         self._key_set.close()
@@ -398,6 +473,39 @@ class Verifier:
             self._changes.close()
         if self._exchange is not None:
             self._exchange.close()
+
+    def catch_up(self, seq: int) -> bool:
+        """Wait until revocations are known up to here; of the issuer's log.
+
+        Returns:
+            Whether they are, or nobody has asked yet, or no feed is followed.
+        """
+        return self._changes is None or self._changes.catch_up(seq)
+
+    def renew(self) -> None:
+        """Fetch the key set now, whatever the cool-down; nothing, where nobody has asked yet."""
+        self._key_set.renew()
+
+    def forget(
+        self,
+        *,
+        key_set: bool = True,
+        feed: bool = True,
+        api_keys: bool = True,
+        wait_s: float = 0,
+    ) -> None:
+        """Know nothing of the issuer, as when it was made: the next request asks it.
+
+        Args:
+            key_set, feed, api_keys: of which of them.
+            wait_s: how long to wait for each thread that asks it to end.
+        """
+        if key_set:
+            self._key_set.forget(wait_s)
+        if feed and self._changes is not None:
+            self._changes.forget(wait_s)
+        if api_keys and self._exchange is not None:
+            self._exchange.forget_all()
 
     def __enter__(self) -> Self:
         return self
@@ -409,6 +517,11 @@ class Verifier:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def issuer(self) -> str:
+        """The issuer's URL."""
+        return self._expected.issuer
 
     @property
     def protection(self) -> Protection:
@@ -596,6 +709,26 @@ class Verifier:
         """Where stale feeds are refused, before steps 14 and 15."""
         if self._changes is not None and self._changes.is_stale(known):
             raise StaleFeed
+
+
+#: Those that ask their issuer over HTTP, for `over_http_of`.
+_OVER_HTTP: "weakref.WeakValueDictionary[int, Verifier]" = weakref.WeakValueDictionary()
+
+
+def over_http_of(issuer: str) -> list[Verifier]:
+    """The verifiers of this process that ask this issuer: an issuer of tests has to reach them."""
+    # The references are copied in one step: another thread may make a verifier meanwhile.
+    alive = (reference() for reference in _OVER_HTTP.valuerefs())
+    return [verifier for verifier in alive if verifier is not None and verifier.issuer == issuer]
+
+
+# What is told of it.
+
+_TOO_OLD: Final = "Every token is refused with 503, because the key set is too old"
+
+
+def _at(now: float, in_s: float | None) -> int | None:
+    return None if in_s is None else int(now + in_s)
 
 
 def _by_api_key(principal: Principal) -> Principal:

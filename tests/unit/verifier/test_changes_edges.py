@@ -317,16 +317,16 @@ def a_follower(fetch: Callable[[str], bytes], clock: SetClock) -> Changes:
 
 def test_the_status_before_the_first_feed_promises_nothing(follower: Changes, feeds: Feeds) -> None:
     """For health pages, from the first second on."""
-    assert follower.status() == ChangesStatus("none", None, None, 0, None)
+    assert follower.status() == ChangesStatus("none", None, None, None, 0, None)
 
     feeds.document = OSError("secret.example")
     follower.step()
-    assert follower.status() == ChangesStatus("none", None, None, 0, "OSError")
+    assert follower.status() == ChangesStatus("none", None, None, None, 0, "OSError")
 
 
 UNCHANGEABLE = (
     SOURCE,
-    ChangesStatus("none", None, None, 0, None),
+    ChangesStatus("none", None, None, None, 0, None),
     Known("log_1", 20, {}, {}, frozenset(), NOW, 0.0),
 )
 

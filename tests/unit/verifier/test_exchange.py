@@ -844,14 +844,14 @@ def test_a_remembered_exchange_outlives_the_issuer(clock: SetClock) -> None:
 def test_an_issuer_that_answers_too_late_is_our_trouble(issuer: Issuer, verifier: Verifier) -> None:
     """No request of a caller hangs for ever."""
     assert verifier._exchange is not None
-    verifier._exchange._client.timeout = 0.2
+    verifier._exchange._posts.timeout_s = 0.2
     issuer.gate.clear()
 
     error = refusal(verifier)
 
     assert (error.status, error.code) == (503, "issuer_unavailable")
     issuer.gate.set()
-    verifier._exchange._client.timeout = 5
+    verifier._exchange._posts.timeout_s = 5
     assert verifier.authenticate(sent())
 
 

@@ -348,6 +348,72 @@ def test_status_says_how_far_it_can_be_relied_on(cache: KeySet, clock: SetClock)
     assert status.last_error is None
 
 
+def test_a_set_can_be_loaded_ahead(cache: KeySet, issuer: Issuer, clock: SetClock) -> None:
+    """So that no request waits for it; a set that is there is left alone."""
+    issuer.failure = TimeoutError()
+    with pytest.raises(IssuerUnavailable):
+        cache.load()
+    clock.now += JWKS_COOLDOWN
+    issuer.failure = None
+    cache.load()
+    assert cache.known("first")
+    clock.now += JWKS_COOLDOWN
+    cache.load()
+
+    assert issuer.calls == 2
+
+
+def test_a_set_can_be_renewed_within_the_cool_down(cache: KeySet, issuer: Issuer) -> None:
+    """Somebody knows better; where nobody has asked yet, there is nothing to renew."""
+    cache.renew()
+    assert issuer.calls == 0
+    find(cache)
+    issuer.body = key_set(signer().jwk(), signer(kid="second").jwk())
+    cache.renew()
+    assert cache.known("second")
+    cache.close()
+    cache.renew()
+
+    assert issuer.calls == 2
+
+
+def test_a_set_that_was_forgotten_is_fetched_anew(cache: KeySet, issuer: Issuer) -> None:
+    """As when it was made: no cool-down is left of before, and its thread is gone."""
+    find(cache)
+    thread = cache._thread
+    assert thread is not None
+    cache.forget(wait_s=5)
+    assert not thread.is_alive()
+    assert cache.known("first") is None
+    assert cache.status().state == "none"
+    assert find(cache) == "first"
+
+    assert issuer.calls == 2
+
+
+def test_what_a_fetch_brings_after_it_was_forgotten_does_not_count(clock: SetClock) -> None:
+    """It may be from an issuer that is another one by now."""
+    asked, may_answer = threading.Event(), threading.Event()
+
+    def slow() -> bytes:
+        asked.set()
+        assert may_answer.wait(5)
+        return key_set()
+
+    cache = KeySet(slow, monotonic=clock)
+    assert cache.look_up("first") is None
+    assert asked.wait(5)
+    thread = cache._thread
+    assert thread is not None
+    cache.forget()
+    may_answer.set()
+    thread.join(5)
+
+    assert not thread.is_alive()
+    assert cache.known("first") is None
+    cache.close()
+
+
 def test_a_closed_key_set_fetches_no_more(cache: KeySet, issuer: Issuer, clock: SetClock) -> None:
     """What it holds still counts: requests in flight end well."""
     find(cache)

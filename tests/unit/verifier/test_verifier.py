@@ -483,6 +483,11 @@ def test_status_says_how_far_it_can_be_relied_on(
     assert after == {
         "issuer": ISSUER,
         "audiences": [AUDIENCE],
+        "safe_until": NOW + JWKS_MAX_AGE + 24 * 3600,
+        "after": (
+            "Every token is refused with 503, because the key set is too old; no feed is followed,"
+            " so a revoked one lives on anyway."
+        ),
         "key_set": {
             "state": "fresh",
             "age_s": 10,
@@ -491,6 +496,7 @@ def test_status_says_how_far_it_can_be_relied_on(
             "last_error": None,
         },
         "feed": None,
+        "api_keys": None,
         "roles": [],
         "remembered_tokens": 1,
     }

@@ -475,7 +475,7 @@ class HandMadeFollower:
         return self._known
 
     def status(self) -> ChangesStatus:
-        return ChangesStatus("none", None, None, 0, self._error)
+        return ChangesStatus("none", None, None, None, 0, self._error)
 
 
 class Trusting(HandMadeFollower):

@@ -26,8 +26,10 @@ ROOMS: dict[str, str] = {
     # The words of both sides: the standard library and each other.
     **dict.fromkeys(WORDS.split(), WORDS),
     "restrictions": WORDS,
-    "verifier": f"{WORDS} restrictions",
-    "testing": f"{WORDS} restrictions verifier",
+    # How the issuer is asked, by whoever installs the base.
+    "http": WORDS,
+    "verifier": f"{WORDS} http restrictions",
+    "testing": f"{WORDS} http restrictions verifier",
     # Short imports of adapters.
     "aiohttp": "verifier",
     "fastapi": "verifier",
@@ -40,7 +42,7 @@ ROOMS: dict[str, str] = {
     "starlette": "verifier",
     "wsgi": "verifier",
     # Callers of somebody's API: they know the issuer, and nothing of who verifies.
-    "caller": f"{WORDS} restrictions",
+    "caller": f"{WORDS} http",
     "httpx": "caller",
     "httpx2": "caller",
     "requests": "caller",
@@ -111,7 +113,7 @@ ROOMS: dict[str, str] = {
         " server.setup server.signing server.store"
     ),
     "server.app": f"{WORDS} server",
-    "cli": f"{WORDS} caller server verifier",
+    "cli": f"{WORDS} http caller server verifier",
     # Packages that hold nothing but a docstring.
     "server": "",
     "": "",
@@ -149,7 +151,7 @@ FOREIGN: dict[str, str] = {
     "jinja2": "server.pages",
     "markupsafe": "server.pages",
     "yaml": "server.pages",
-    "httpx2": "verifier.http caller.post caller.for_httpx2 cli.diagnosis cli.target",
+    "httpx2": "http caller.for_httpx2 cli.diagnosis cli.target",
     "httpx": "caller.for_httpx",
     "requests": "caller.for_requests",
     "keyring": "caller.api_key_origin",

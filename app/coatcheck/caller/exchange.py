@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from coatcheck.caller.answer import Fetched, read
+from coatcheck import http
+from coatcheck.caller.answer import Answer, Fetched, read
 from coatcheck.caller.errors import IssuerUnavailable
 from coatcheck.caller.origin import require_safe
-from coatcheck.caller.post import NoAnswer, Post, post
 
 ISSUER_VARIABLE: Final = "COATCHECK_ISSUER"
+MAX_ANSWER_BYTES: Final = 16 * 1024
+
+#: Sends a form to a URL.  Raises FetchFailed: there is no usable answer.
+Post = Callable[[str, Mapping[str, str]], Answer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,7 @@ class Exchange:
         url = f"{self.issuer}/oauth/token"
         try:
             answer = self.post(url, form)
-        except NoAnswer as error:
+        except http.FetchFailed as error:
             raise IssuerUnavailable(
                 f"no answer from {url} ({error.kind}): check the issuer's URL and whether the"
                 " service runs",
@@ -89,3 +93,22 @@ def exchange(
         scope = " ".join(scope)
     send = send or partial(post, timeout_s=timeout_s, trust_env=trust_env)
     return Exchange(issuer, scope, resource, client_id, send, clock)
+
+
+def post(url: str, form: Mapping[str, str], *, timeout_s: float, trust_env: bool = False) -> Answer:
+    """The answer to a form, whatever its status.
+
+    A connection is made for each exchange: there is one in ten minutes.
+
+    Args:
+        timeout_s: for everything together, the last byte included.
+        trust_env: whether proxies and certificates named in the environment (HTTPS_PROXY,
+            SSL_CERT_FILE, …) count.
+
+    Raises:
+        FetchFailed: none in time, or one that is too long.
+    """
+    told = http.post(
+        url, form, max_bytes=MAX_ANSWER_BYTES, timeout_s=timeout_s, trust_env=trust_env
+    )
+    return Answer(told.status, told.body, told.headers.get("retry-after"))

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from coatcheck.caller.errors import HostNotAllowed
+from coatcheck.http import is_loopback, require_tls
 
 _PORTS: Final = {"https": 443, "http": 80}
 _NAME: Final = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
@@ -48,16 +49,6 @@ def origin_of(url: str) -> Origin:
     return Origin(parts.scheme, _host(host), _PORTS[parts.scheme] if port is None else port)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host name cannot lead off this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def require_safe(url: str, *, unsafe_plain_http: bool = False) -> Origin:
     """The origin of a URL that a secret may be sent to.
 
@@ -65,8 +56,7 @@ def require_safe(url: str, *, unsafe_plain_http: bool = False) -> Origin:
         ValueError: neither https nor a loopback address, or no such URL.
     """
     origin = origin_of(url)
-    if origin.scheme != "https" and not (unsafe_plain_http or is_loopback(origin.host)):
-        raise ValueError("use https; plain http is for 127.0.0.1, localhost and [::1]")
+    require_tls(origin.scheme, origin.host, unsafe_plain_http=unsafe_plain_http)
     return origin
 
 

@@ -34,8 +34,7 @@ from coatcheck.caller import api_key_origin
 from coatcheck.caller.answer import Fetched
 from coatcheck.caller.api_key_origin import ApiKeyOrigin
 from coatcheck.caller.errors import CallerError, IssuerUnavailable, KeyRejected
-from coatcheck.caller.exchange import exchange
-from coatcheck.caller.post import Post
+from coatcheck.caller.exchange import Post, exchange
 
 #: A token is renewed when this part of its life is left, or `renew_before` if that is less.
 RENEW_SHARE: Final = 0.2

@@ -1,5 +1,6 @@
 """`coatcheck init`, `serve`, `doctor` and `db …`: running a deployment."""
 
+import gc
 from typing import Annotated
 
 import typer
@@ -60,6 +61,8 @@ def serve(
                 f"cannot listen on {host}:{port} ({error.strerror}): stop what listens there, or"
                 " choose another --port",
             )
+    # From here on there is more than what was imported.
+    gc.enable()
     code = listen.run(bound, workers=workers, log_format=here.settings.log_format)
     if code:
         output.fail(Exit.ERROR, "the service did not start, or a worker died: see the lines above")

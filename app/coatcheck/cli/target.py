@@ -35,7 +35,7 @@ from coatcheck import apikey, ids
 from coatcheck.caller import ApiKeyMissing, api_key_origin
 from coatcheck.cli import output
 from coatcheck.cli.output import Exit
-from coatcheck.verifier.http import require_safe
+from coatcheck.http import require_safe
 
 if TYPE_CHECKING:
     from coatcheck.cli.local import Local

@@ -3,7 +3,7 @@
 It has signing keys of its own, made when the process starts and known to nobody else, so that
 nothing here can make a token that a real resource server would take.
 
-Verifiers of this process find it where the network would be (`verifier.http`), and so run every
+Verifiers of this process find it where the network would be (`coatcheck.http`), and so run every
 line that they run in production: key set, feed, exchange, and each step of the check.
 
 Source: RFC 9068 §2 (tokens), RFC 7517 (key set), RFC 7638 §3 (`kid`), RFC 8693 §2 (exchange).
@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     generate_private_key,
 )
 
-from coatcheck import apikey, base64url, feed_profile, ids
+from coatcheck import apikey, base64url, feed_profile, http, ids
 from coatcheck.client_address import is_in, parse_networks
 from coatcheck.durations import (
     FEED_STALE,
@@ -42,7 +42,7 @@ from coatcheck.durations import (
 )
 from coatcheck.scope import Scopes
 from coatcheck.testing.refusals import REFUSALS, Refused
-from coatcheck.verifier import errors, http
+from coatcheck.verifier import errors
 from coatcheck.verifier.verifier import Verifier, over_http_of
 
 ISSUER: Final = "https://auth.example.com"
@@ -61,6 +61,8 @@ REFUSED_AS: Final = (
 _MOST_ENTRIES: Final = 5000
 #: Seconds that a thread of a verifier may take to end.  Nothing holds it up here.
 _LONGEST_END: Final = 5
+
+_ACCESS_TOKEN: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105 - RFC 8693 §3
 
 _ES256: Final = jwt.get_algorithm_by_name("ES256")
 _to_json: Final = json.JSONEncoder(separators=(",", ":")).encode
@@ -509,17 +511,29 @@ class FakeIssuer:
         raise http.FetchFailed("http_404")
 
     def post(self, url: str, form: Mapping[str, str]) -> http.Answer:
-        """The answer to a verifier's exchange of an API key.  Raises FetchFailed."""
+        """The answer to an exchange of an API key: a caller's own, or one by a verifier.
+
+        Raises FetchFailed.
+        """
         self._require_up()
         if url != self._token_url:
             raise http.FetchFailed("http_404")
+        is_callers = form["grant_type"] == "client_credentials"
         if self._is_throttling:
             return _refusal("rate_limited", 429, "temporarily_unavailable", {"retry-after": "1"})
-        api_key = self._api_keys.get(apikey.digest(form["subject_token"]))
-        if api_key is None:
-            return _refusal("api_key_unknown")
-        if api_key.refused_as is not None:
-            return _refusal(api_key.refused_as)
+        sent = form["client_secret" if is_callers else "subject_token"]
+        api_key = self._api_keys.get(apikey.digest(sent))
+        code = "api_key_unknown" if api_key is None else api_key.refused_as
+        if is_callers:
+            return self._to_caller(api_key, code, form)
+        return self._to_verifier(api_key, code, form)
+
+    def _to_verifier(
+        self, api_key: _ApiKey | None, code: str | None, form: Mapping[str, str]
+    ) -> http.Answer:
+        """RFC 8693 §2.2.1, and §2.2.2 if there is a code."""
+        if api_key is None or code is not None:
+            return _refusal(code or "api_key_unknown")
         if api_key.is_connector != (form["presented_in"] == "query"):
             return _refusal("connector_only_in_query")
         if (api_key.terms["audience"] or self.audience) != form["resource"]:
@@ -527,11 +541,38 @@ class FakeIssuer:
         cidrs = api_key.terms["cidrs"]
         if cidrs is not None and not is_in(form["client_address"], parse_networks(cidrs)):
             return _refusal("ip_not_allowed")
+        return self._issued(api_key.terms, issued_token_type=_ACCESS_TOKEN)
+
+    def _to_caller(
+        self, api_key: _ApiKey | None, code: str | None, form: Mapping[str, str]
+    ) -> http.Answer:
+        """RFC 6749 §4.4.3, and §5.2 if there is a code."""
+        if api_key is None or code is not None:
+            is_known = code in ("org_suspended", "quota_exceeded")
+            error = "unauthorized_client" if is_known else "invalid_client"
+            return _refusal(code or "api_key_unknown", error=error)
+        if api_key.is_connector:
+            return _refusal("connector_only_in_query", error="invalid_client")
+        audience = form.get("resource") or form.get("audience")
+        if audience not in (None, api_key.terms["audience"] or self.audience):
+            return _refusal("invalid_target", error="invalid_target")
+        terms, asked = api_key.terms, form.get("scope")
+        if asked:
+            held = terms["scopes"]
+            granted = Scopes.parse(held) if isinstance(held, str) else Scopes.of(held)
+            if granted.missing(Scopes.parse(asked)):
+                return _refusal("insufficient_scope", error="invalid_scope")
+            terms = {**terms, "scopes": asked}
+        return self._issued(terms)
+
+    def _issued(self, terms: dict[str, Any], **further: str) -> http.Answer:
+        scopes = terms["scopes"]
         answer = {
-            "access_token": self.token(**api_key.terms),
-            "issued_token_type": "urn:ietf:params:oauth:token-type:access_token",
+            "access_token": self.token(**terms),
             "token_type": "Bearer",
-            "expires_in": api_key.terms.get("lifetime", TOKEN_LIFETIME),
+            "expires_in": terms.get("lifetime", TOKEN_LIFETIME),
+            "scope": scopes if isinstance(scopes, str) else " ".join(scopes),
+            **further,
         }
         return http.Answer(200, {}, _to_json(answer).encode())
 

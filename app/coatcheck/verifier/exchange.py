@@ -28,9 +28,9 @@ from functools import partial
 from http import HTTPStatus
 from typing import Final, NamedTuple, TypeVar
 
-from coatcheck import apikey
+from coatcheck import apikey, http
 from coatcheck import client_address as address
-from coatcheck.verifier import check, errors, http
+from coatcheck.verifier import check, errors
 from coatcheck.verifier.errors import VerifierError
 from coatcheck.verifier.presented import Place
 

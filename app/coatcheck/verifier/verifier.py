@@ -20,14 +20,14 @@ from types import TracebackType
 from typing import Final, Literal, Self
 from urllib.parse import urlsplit
 
-from coatcheck import apikey
+from coatcheck import apikey, http
 from coatcheck import client_address as addresses
 from coatcheck.durations import FEED_WAIT_MAX, FIRST_LOAD_TIMEOUT, LEEWAY, LEEWAY_MAX
 from coatcheck.feed_profile import MAX_FEED_BYTES
 from coatcheck.restrictions import Situation
 from coatcheck.scope import Scopes
 from coatcheck.token_profile import ALGORITHMS, MAX_TOKEN_BYTES, TYPES, is_audience
-from coatcheck.verifier import changes, check, exchange, http, keyset, metrics, product
+from coatcheck.verifier import changes, check, exchange, keyset, metrics, product
 from coatcheck.verifier.errors import (
     ApiKeyMalformed,
     ApiKeyUnknown,

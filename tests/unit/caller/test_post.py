@@ -8,7 +8,8 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from coatcheck.caller.post import MAX_ANSWER_BYTES, NoAnswer, post
+from coatcheck.caller.exchange import MAX_ANSWER_BYTES, post
+from coatcheck.http import FetchFailed
 from support.live import free_port
 
 TIMEOUT = 0.5
@@ -96,7 +97,7 @@ BAD = {
 def test_what_goes_on_for_ever_ends(answer: Callable[[socket.socket], None], kind: str) -> None:
     """In time, in size, and with a word that says which."""
     began_at = time.monotonic()
-    with server(answer) as (url, _), pytest.raises(NoAnswer) as caught:
+    with server(answer) as (url, _), pytest.raises(FetchFailed) as caught:
         post(url, {"a": "b"}, timeout_s=TIMEOUT if kind == "timeout" else WAIT)
 
     assert caught.value.kind == kind
@@ -105,7 +106,7 @@ def test_what_goes_on_for_ever_ends(answer: Callable[[socket.socket], None], kin
 
 def test_nobody_there_is_told() -> None:
     """The port is free: nobody listens."""
-    with pytest.raises(NoAnswer, match="ConnectError"):
+    with pytest.raises(FetchFailed, match="ConnectError"):
         post(f"http://127.0.0.1:{free_port()}/", {"a": "b"}, timeout_s=WAIT)
 
 
@@ -121,7 +122,7 @@ def test_proxies_of_the_environment_are_for_who_trusts_it(
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)
         if trust_env:
-            with pytest.raises(NoAnswer):
+            with pytest.raises(FetchFailed):
                 post(url, {"a": "b"}, timeout_s=WAIT, trust_env=True)
             monkeypatch.delenv("http_proxy")
             monkeypatch.delenv("HTTP_PROXY")

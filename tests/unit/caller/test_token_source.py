@@ -26,8 +26,8 @@ from coatcheck.caller import (
 )
 from coatcheck.caller import token_source as module
 from coatcheck.caller.answer import LONGEST_WAIT, Answer
-from coatcheck.caller.post import NoAnswer
 from coatcheck.caller.token_source import FORCED_EVERY, OUTAGE_PAUSES, REFUSAL_PAUSES
+from coatcheck.http import FetchFailed
 from unit.caller.fakes import (
     ISSUER,
     LIFETIME,
@@ -132,7 +132,7 @@ def test_the_service_is_away_for_half_of_it(make: Make, issuer: FakeIssuer, cloc
             clock.now = began_at + passed
             issuer.answer = None
             if AWAY_FROM <= passed < BACK_AT:
-                issuer.tells(NoAnswer("ConnectError"))
+                issuer.tells(FetchFailed("ConnectError"))
             told = set(pool.map(lambda _: outcome(source, issuer), range(THREADS)))
             landed(source)
             if passed < LIFETIME or passed > BACK_AT + OUTAGE_PAUSES[1]:
@@ -422,8 +422,8 @@ def test_a_refusal_of_the_next_token_is_not_noticed_while_the_old_one_is_good(
 
 
 OUTAGES: dict[str, Answer | Exception] = {
-    "network": NoAnswer("ConnectError"),
-    "too long": NoAnswer("too_long"),
+    "network": FetchFailed("ConnectError"),
+    "too long": FetchFailed("too_long"),
     "busy": problem("temporarily_unavailable", status=503),
     "too many": problem("temporarily_unavailable", status=429),
     "a page": Answer(502, b"<html>"),
@@ -494,7 +494,7 @@ def test_with_a_fallback_the_key_itself_is_sent_meanwhile(
 
 def test_without_being_told_to_the_key_is_never_sent(make: Make, issuer: FakeIssuer) -> None:
     """Nor, with the fallback, when the issuer has refused."""
-    issuer.tells(NoAnswer("ConnectError"))
+    issuer.tells(FetchFailed("ConnectError"))
     assert type(error_of(make())) is IssuerUnavailable
     for error in ("invalid_client", "unauthorized_client", "invalid_scope"):
         issuer.tells(problem(error))
@@ -738,7 +738,7 @@ def test_an_outage_is_logged_once(
     """And its end; what is in between is no news."""
     caplog.set_level(logging.INFO, "coatcheck")
     source = make()
-    issuer.tells(NoAnswer("ConnectError"))
+    issuer.tells(FetchFailed("ConnectError"))
     for _ in range(10):
         error_of(source)
         clock.now += OUTAGE_PAUSES[1]

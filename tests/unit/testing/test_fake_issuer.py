@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from joserfc import jwt as joserfc_jwt
 from joserfc.jwk import KeySet
 
-from coatcheck import apikey
+from coatcheck import apikey, http
 from coatcheck.client_address import parse_network
 from coatcheck.durations import FEED_STALE, LEEWAY_MAX
 from coatcheck.restrictions import Allowance, Role
@@ -27,7 +27,7 @@ from coatcheck.restrictions.claims import claims_of
 from coatcheck.scope import MalformedScope, Scopes
 from coatcheck.testing import FakeIssuer
 from coatcheck.testing.issuer import REFUSED_AS
-from coatcheck.verifier import Principal, Verifier, VerifierError, errors, http
+from coatcheck.verifier import Principal, Verifier, VerifierError, errors
 from support.tokens import SetClock
 
 # Of its own: other tests of this process have verifiers for the usual one.
@@ -150,7 +150,7 @@ def test_what_it_does_not_serve_is_404(issuer: FakeIssuer) -> None:
 
 def test_nothing_but_this_package_takes_the_place_of_the_network() -> None:
     """No setting leads there, and nothing of the product imports it."""
-    app = Path(http.__file__).parents[1]
+    app = Path(http.__file__).parent
     users = {path.name for path in app.rglob("*.py") if "put_in(" in path.read_text("utf-8")}
     importers = {
         path.relative_to(app).parts[0]

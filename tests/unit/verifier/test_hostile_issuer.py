@@ -18,10 +18,11 @@ from urllib.parse import parse_qsl
 
 import pytest
 
+from coatcheck import http
 from coatcheck.durations import JWKS_COOLDOWN
 from coatcheck.feed_profile import MAX_FEED_BYTES
 from coatcheck.testing import FakeIssuer
-from coatcheck.verifier import ApiKeyRevoked, IssuerUnavailable, UnknownSigningKey, Verifier, http
+from coatcheck.verifier import ApiKeyRevoked, IssuerUnavailable, UnknownSigningKey, Verifier
 from support.tokens import SetClock, as_json, base64url
 
 AUDIENCE = "https://widgets.example.com"

@@ -1,7 +1,7 @@
-"""Bounded GET and POST: the only place where the verifier touches the network.
+"""Bounded GET and POST: the only place where verifiers and callers ask the issuer.
 
-Everything is limited, because a resource server must not hang or fill up on behalf of somebody
-else's server: total time, size, no redirects, no compression, https off the loopback interface.
+Everything is limited, because no program may hang or fill up on behalf of somebody else's server:
+total time, size, no redirects, no compression, https off the loopback interface.
 
 A client is made for each fetch and closed after it.  There is one every few minutes, so that
 nothing is gained by keeping a connection, and a connection that is not kept survives no fork.
@@ -17,7 +17,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple, Protocol
@@ -101,11 +102,20 @@ def require_safe(url: str, *, unsafe_plain_http: bool = False) -> str:
         raise ValueError("not a URL") from None
     if not host or parts.username is not None or parts.fragment:
         raise ValueError("not an http(s) URL with a host, without user name and fragment")
-    if parts.scheme == "https":
-        return url
-    if parts.scheme != "http" or not (unsafe_plain_http or is_loopback(host)):
-        raise ValueError("use https; plain http is for 127.0.0.1, localhost and [::1]")
+    require_tls(parts.scheme, host, unsafe_plain_http=unsafe_plain_http)
     return url
+
+
+def require_tls(scheme: str, host: str, *, unsafe_plain_http: bool = False) -> None:
+    """Do nothing, if what is sent there in the clear cannot be read on the way.
+
+    Raises:
+        ValueError: neither https nor plain http on this machine.
+    """
+    if scheme == "https":
+        return
+    if scheme != "http" or not (unsafe_plain_http or is_loopback(host)):
+        raise ValueError("use https; plain http is for 127.0.0.1, localhost and [::1]")
 
 
 def is_loopback(host: str) -> bool:
@@ -140,39 +150,39 @@ def fetch(
     if _STAND_INS and (stand_in := _stand_in_for(url)) is not None:
         return stand_in.get(url)
     connection = _Connection()
-    # httpx2 limits each single read; a server that sends a byte now and then would renew that
-    # limit for ever.  The timer ends the connection under it.
-    timer = threading.Timer(timeout_s, connection.end)
-    timer.daemon = True
-    timer.start()
+    with (
+        connection.limited_to(timeout_s),
+        httpx2.Client(
+            verify=_tls(trust_env=trust_env),
+            timeout=timeout_s,
+            trust_env=trust_env,
+            follow_redirects=False,
+        ) as client,
+        client.stream(
+            "GET",
+            url,
+            headers={"Accept": _ACCEPT, "Accept-Encoding": "identity"},
+            extensions={"trace": connection.trace},
+        ) as response,
+    ):
+        _require_ok(response)
+        return read_body(response, max_bytes)
+
+
+def post(
+    url: str,
+    form: Mapping[str, str],
+    *,
+    max_bytes: int,
+    timeout_s: float = FIRST_LOAD_TIMEOUT,
+    trust_env: bool = False,
+) -> Answer:
+    """As `Posts.post`, over a connection of its own, which survives no fork."""
+    posts = Posts(timeout_s=timeout_s, trust_env=trust_env)
     try:
-        with (
-            httpx2.Client(
-                verify=_tls(trust_env=trust_env),
-                timeout=timeout_s,
-                trust_env=trust_env,
-                follow_redirects=False,
-            ) as client,
-            client.stream(
-                "GET",
-                url,
-                headers={"Accept": _ACCEPT, "Accept-Encoding": "identity"},
-                extensions={"trace": connection.trace},
-            ) as response,
-        ):
-            _require_ok(response)
-            body = read_body(response, max_bytes)
-    except httpx2.TimeoutException:
-        raise FetchFailed("timeout") from None
-    except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-        kind = "timeout" if connection.is_ended else type(error).__name__
-        raise FetchFailed(kind) from None
+        return posts.post(url, form, max_bytes=max_bytes)
     finally:
-        timer.cancel()
-    if connection.is_ended:
-        # A body without a length looks complete when its connection is ended.
-        raise FetchFailed("timeout")
-    return body
+        posts.close()
 
 
 class Posts:
@@ -230,32 +240,18 @@ class _Line:
 
     def post(self, url: str, form: Mapping[str, str], max_bytes: int, timeout_s: float) -> Answer:
         connection = self._connection
-        timer = threading.Timer(timeout_s, connection.end)
-        timer.daemon = True
-        timer.start()
-        try:
-            with self._client.stream(
+        with (
+            connection.limited_to(timeout_s),
+            self._client.stream(
                 "POST",
                 url,
                 data=form,
                 timeout=timeout_s,
                 extensions={"trace": connection.trace},
-            ) as response:
-                answer = Answer(
-                    response.status_code, response.headers, read_body(response, max_bytes)
-                )
-        except httpx2.TimeoutException:
-            raise FetchFailed("timeout") from None
-        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-            kind = "timeout" if connection.is_ended else type(error).__name__
-            raise FetchFailed(kind) from None
-        finally:
-            timer.cancel()
-            # It must not end the next POST over this connection.
-            timer.join()
-        if connection.is_ended:
-            raise FetchFailed("timeout")
-        return answer
+            ) as response,
+        ):
+            body = read_body(response, max_bytes)
+        return Answer(response.status_code, response.headers, body)
 
     def close(self) -> None:
         self._client.close()
@@ -307,7 +303,37 @@ class _Connection:
             if self.is_ended:
                 self._shut_down()
 
-    def end(self) -> None:
+    @contextmanager
+    def limited_to(self, timeout_s: float) -> Iterator[None]:
+        """End the connection after so many seconds, whatever happens over it.
+
+        httpx2 limits each single read; a server that sends a byte now and then would renew that
+        limit for ever.
+
+        Raises:
+            FetchFailed: for all that goes wrong in the block.
+        """
+        timer = threading.Timer(timeout_s, self._end)
+        timer.daemon = True
+        try:
+            timer.start()
+        except RuntimeError:
+            raise FetchFailed("no_thread") from None
+        try:
+            yield
+        except httpx2.TimeoutException:
+            raise FetchFailed("timeout") from None
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+            raise FetchFailed("timeout" if self.is_ended else type(error).__name__) from None
+        finally:
+            timer.cancel()
+            # It must not end what comes next over this connection.
+            timer.join()
+        if self.is_ended:
+            # A body without a length looks complete when its connection is ended.
+            raise FetchFailed("timeout")
+
+    def _end(self) -> None:
         self.is_ended = True
         self._shut_down()
 

@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from coatcheck.verifier.http import Answer as Posted
-from coatcheck.verifier.http import FetchFailed, Posts, fetch, put_in, require_safe
+from coatcheck.http import Answer as Posted
+from coatcheck.http import FetchFailed, Posts, fetch, put_in, require_safe
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 

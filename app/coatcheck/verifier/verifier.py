@@ -18,7 +18,6 @@ from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Final, Literal, Self
-from urllib.parse import urlsplit
 
 from coatcheck import apikey, http
 from coatcheck import client_address as addresses
@@ -48,6 +47,7 @@ from coatcheck.verifier.errors import (
     WrongIssuer,
     WrongProject,
     WrongType,
+    resource_metadata_url,
 )
 from coatcheck.verifier.memo import Memo, Remembered
 from coatcheck.verifier.presented import (
@@ -87,7 +87,6 @@ _NOT_OF_THE_CALLER: Final = (
 _NOT_RECOGNIZED: Final = (MissingCredentials, TokenMalformed, ApiKeyMalformed)
 _NOTHING: Final = Scopes()
 
-_WELL_KNOWN_RESOURCE: Final = "/.well-known/oauth-protected-resource"
 _WELL_KNOWN_KEY_SET: Final = "/.well-known/jwks.json"
 _WELL_KNOWN_COATCHECK: Final = "/.well-known/coatcheck"
 
@@ -173,7 +172,7 @@ class Verifier:
             algorithms=frozenset(_some_of("algorithms", algorithms, ALGORITHMS)),
             leeway_s=leeway,
         )
-        self.resource_metadata_url = _resource_metadata_url(audiences[0])
+        self.resource_metadata_url = resource_metadata_url(audiences[0])
         self._protection = Protection(_realm(realm, audiences[0]), self.resource_metadata_url)
         self._environment = environment or os.environ.get("COATCHECK_ENVIRONMENT") or None
         self._anywhere = Situation(environment=self._environment)
@@ -822,16 +821,3 @@ def _fetch(url: str, *, unsafe_plain_http: bool, trust_env: bool) -> bytes:
         timeout_s=FEED_WAIT_MAX + FIRST_LOAD_TIMEOUT,
         trust_env=trust_env,
     )
-
-
-def _resource_metadata_url(audience: str) -> str | None:
-    """RFC 9728 §3.1: the well-known part goes between host and path, and the query stays."""
-    try:
-        parts = urlsplit(audience)
-        is_url = parts.scheme in ("https", "http") and bool(parts.hostname)
-    except ValueError:
-        return None
-    if not is_url:
-        return None
-    path = "" if parts.path == "/" else parts.path
-    return parts._replace(path=_WELL_KNOWN_RESOURCE + path).geturl()

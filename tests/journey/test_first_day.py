@@ -179,7 +179,7 @@ def test_every_command_of_the_readme_exists() -> None:
 
     # Within a table a bar is escaped.
     for line in re.findall(r"`coatcheck ([a-z|\- ]+)", README.replace("\\|", "|")):
-        group, _, verbs = line.strip().partition(" ")
+        group, _, verbs = line.partition(" --")[0].strip().partition(" ")
         for verb in verbs.strip("|").split("|"):
             assert f"{group} {verb}".strip() in known
 
@@ -196,7 +196,7 @@ def test_every_setting_is_documented() -> None:
 
 def test_links_between_pages_lead_somewhere() -> None:
     """A page that is linked exists."""
-    for page in [TOP / "README.md", *sorted((TOP / "docs").glob("*.md"))]:
+    for page in [TOP / "README.md", *sorted((TOP / "docs").rglob("*.md"))]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 

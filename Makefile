@@ -34,8 +34,10 @@ $(READY): requirements.lock pyproject.toml
 run: $(READY)
 	@$(VENV)/bin/python examples/quickstart.py
 
+# Tests start hundreds of processes: what the first one compiles, the others need not.
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist worksteal
+	env -u PYTHONDONTWRITEBYTECODE \
+	  $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 faults: $(READY)
 	$(VENV)/bin/python -m tests.faults

@@ -13,7 +13,11 @@ from support.deployment import Deployment, a_client, a_deployment
 from support.live import Live, a_service
 from support.postgres import Server, server
 
-pytest_plugins = ("support.sweep",)
+pytest_plugins = ("support.once", "support.sweep")
+
+# Of what collecting makes, next to nothing is garbage: looked at again and again it would take
+# longer than the collecting itself.
+gc.disable()
 
 
 @pytest.fixture
@@ -48,23 +52,27 @@ def postgres() -> Iterator[Server]:
 #: With xdist each worker begins with its share of them, and what is left to be shared out at the
 #: end is small.
 LONG: Final = {
-    "journey/test_kills.py": 90,
-    "model/test_core.py": 110,
-    "journey/test_revocation_latency.py": 100,
+    "journey/test_kills.py": 80,
+    "journey/test_revocation_latency.py": 80,
     "journey/test_fleet.py": 70,
-    "journey/test_process.py": 75,
-    "journey/test_command_line.py": 75,
-    "products/test_docs_products.py": 50,
-    "fuzz/": 50,
+    "model/test_core.py": 60,
     "journey/test_postgres_faults.py": 45,
-    "journey/test_signing_keys.py": 40,
     "journey/test_first_day.py": 40,
-    "journey/test_rotation.py": 25,
-    "journey/test_node_clients.py": 35,
-    "wire/test_raw_sockets.py": 35,
-    "journey/test_command_line_server.py": 30,
+    "journey/test_process.py": 35,
+    "products/test_docs_products.py": 35,
+    "fuzz/": 50,
     "rights/": 50,
-    "faults/": 45,
+    "journey/test_command_line_server.py": 30,
+    "journey/test_signing_keys.py": 30,
+    "journey/test_command_line.py": 25,
+    "journey/test_gateways.py": 25,
+    "journey/test_calling.py": 20,
+    "journey/test_authz_verify.py": 15,
+    "journey/test_framework_pages.py": 15,
+    "journey/test_rotation.py": 20,
+    "wire/test_raw_sockets.py": 40,
+    "journey/test_node_clients.py": 20,
+    "faults/": 30,
 }
 
 
@@ -73,6 +81,7 @@ def pytest_collection_finish() -> None:
     # for longer than a database waits within a transaction.
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

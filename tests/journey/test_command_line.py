@@ -1,7 +1,6 @@
 """The command line as people and programs run it: real processes, exit codes, stdout and stderr.
 
 What each command decides is tested where it is decided; here is what only a process shows.
-Each run costs a second of start-up, so a test looks at all that one run tells.
 """
 
 import json
@@ -24,6 +23,8 @@ from support.live import Live, free_port, run_command
 OK, ERROR, USAGE, REFUSED, NOT_FOUND, CONFLICT, UNREACHABLE = 0, 1, 2, 3, 4, 5, 7
 UNKNOWN_ID = "key_" + "0" * 22
 ISSUER = "http://127.0.0.1:8000"
+#: Where nobody listens: the port is reserved.
+NOBODY = "http://127.0.0.1:1"
 #: A thumbprint in base64url: one in 64 begins so.
 A_DASHED_KID = "-BLsf" + "0" * 38
 
@@ -76,6 +77,11 @@ class Home:
             run_command(*arguments, environment=self.environment | environment, stdin=stdin)
         )
 
+    def start(self, *arguments: str, stdin: str | None = None, **environment: str) -> Done:
+        """As an operator does: by a new process, that has imported nothing yet."""
+        whole = self.environment | environment
+        return checked(run_command(*arguments, environment=whole, stdin=stdin, is_started=True))
+
     def content(self) -> tuple[list[str], list[tuple[str, bytes]]]:
         """Everything in the database, and every file of the keys directory."""
         with closing(sqlite3.connect(self.folder / "coatcheck.db")) as connection:
@@ -88,7 +94,7 @@ class Home:
 def template(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """Initialized once; tests work on copies of it."""
     folder = tmp_path_factory.mktemp("template")
-    done = Home(folder, {}).run("init", "--json", "--org-name", "Acme")
+    done = Home(folder, {}).start("init", "--json", "--org-name", "Acme")
     return Home(folder, document(done))
 
 
@@ -113,6 +119,31 @@ def test_init_prints_the_admin_key_and_a_second_time_changes_nothing(home: Home)
     failed(home.run("init", "--json"), CONFLICT, "nothing was changed")
 
     assert home.content() == before
+
+
+# --- each for itself
+
+#: One of each that imports something else; `init` is started too, and `serve` elsewhere.
+STARTED = {
+    ("keys", "create", "--name", "x"): OK,
+    ("signing-keys", "rotate"): OK,
+    ("db", "upgrade", "--dry-run"): OK,
+    ("config", "check"): OK,
+    ("catalog", "show"): OK,
+    ("doctor", "--issuer", NOBODY): UNREACHABLE,
+    ("token", "--issuer", NOBODY): UNREACHABLE,
+    ("verify", "-"): REFUSED,
+}
+
+
+@pytest.mark.parametrize(("arguments", "code"), STARTED.items(), ids=map(" ".join, STARTED))
+def test_a_command_imports_what_it_needs(home: Home, arguments: tuple[str, ...], code: int) -> None:
+    """Everywhere else a run is forked from a process that has imported all there is."""
+    unknown = apikey.make("ck_live")
+
+    done = home.start(*arguments, stdin=unknown, COATCHECK_API_KEY=unknown)
+
+    assert done.returncode == code, done.stderr
 
 
 # --- keys

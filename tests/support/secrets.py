@@ -55,8 +55,8 @@ _A_PRIVATE_KEY: Final = re.compile(
     rb"|\x0d\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01|\x05\x06\x03\x2b\x65\x70)"
     rb'|"d"\s*:\s*"[\w-]{43,}"'
 )
-#: Letters that may be an encoding of something: whole runs, so that each is looked at once.
-_A_RUN: Final = re.compile(rb"(?<![\w+/-])[\w+/-]{%d,}" % _REST)
+#: What an encoding of something may be written in stays; all else becomes a blank.
+_LETTERS_ALONE: Final = re.sub(rb"[^0-9A-Za-z_+/-]", b" ", bytes(range(256)))
 _LETTERS: Final = re.compile(rb"[0-9A-Za-z]{%d,}" % _REST)
 _HEXADECIMAL: Final = re.compile(rb"[0-9a-fA-F]{%d,}" % (2 * _REST))
 #: An API key and a token cannot be escaped without one of these: `_` and `.` are in each.
@@ -133,8 +133,8 @@ class Secrets:
         for form, named in self._others.items():
             if form in data:
                 yield named
-        for run in _A_RUN.finditer(data):
-            yield from self._in_run(run[0])
+        for run in _runs(data):
+            yield from self._in_run(run)
 
     def _in_run(self, run: bytes) -> Iterator[Secret]:
         for length in self._lengths:
@@ -372,8 +372,16 @@ def _is_feed(token: bytes) -> bool:
     return isinstance(header, dict) and header.get("typ") == feed_profile.TYPE
 
 
+def _runs(data: bytes) -> Iterator[bytes]:
+    """Letters that may be an encoding of something: whole runs, so that each is looked at once.
+
+    To split megabytes takes a tenth of the time that a pattern takes.
+    """
+    return (run for run in data.translate(_LETTERS_ALONE).split() if len(run) >= _REST)
+
+
 def _forms(secret: bytes) -> Iterable[bytes]:
-    """How random bytes may be written, in letters of `_A_RUN`."""
+    """How random bytes may be written: in letters of `_runs`."""
     return (
         secret.hex().encode(),
         b64encode(secret).rstrip(b"="),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from coatcheck.cli import output
+from coatcheck.cli import GC_THRESHOLD, output
 from coatcheck.cli.output import Exit, Json
 
 db = typer.Typer(help="Look after the database's schema.", no_args_is_help=True)
@@ -62,7 +62,7 @@ def serve(
                 " choose another --port",
             )
     # From here on there is more than what was imported.
-    gc.enable()
+    gc.set_threshold(*GC_THRESHOLD)
     code = listen.run(bound, workers=workers, log_format=here.settings.log_format)
     if code:
         output.fail(Exit.ERROR, "the service did not start, or a worker died: see the lines above")

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from support.deployment import (
     a_deployment,
 )
 from support.deployment import form as form_of
+from support.gateways import MAX_PROBLEM_LENGTH, running
 from support.live import free_port
 from support.postgres import Server
 
@@ -109,7 +111,8 @@ class Door:
 def a_door(folder: Path, **settings: Any) -> Iterator[Door]:
     path = folder / "catalog.toml"
     path.write_text(CATALOG)
-    with a_deployment(folder, catalog=path, trusted_proxies="10.0.0.0/8", **settings) as made:
+    settings.setdefault("trusted_proxies", "10.0.0.0/8")
+    with a_deployment(folder, catalog=path, **settings) as made:
 
         def client(host: str) -> TestClient:
             return TestClient(
@@ -164,6 +167,8 @@ def code(answer: Response) -> str:
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["x-coatcheck-status"] == str(problem["status"])
+    assert answer.headers.get("x-coatcheck-problem", answer.text) == answer.text
+    assert len(answer.text) <= MAX_PROBLEM_LENGTH
     assert not [name for name in FACTS if f"x-coatcheck-{name}" in answer.headers]
     assert "authorization" not in answer.headers
     return str(problem["code"])
@@ -713,24 +718,66 @@ def test_nginx_gets_a_status_that_it_knows_and_its_caller_the_true_one(door: Doo
         (bearer(door.key(permissions="read").secret), 403, 403),
     ]
     for headers, true, known in refusals:
-        answers = {
-            "nginx": door.ask(headers, method="POST", kind="nginx"),
-            "full": door.ask(headers, method="POST", kind="nginx", answer="full"),
-            "others": door.ask(headers, method="POST"),
+        nginx = door.ask(headers, method="POST", kind="nginx")
+        other = door.ask(headers, method="POST")
+        assert (nginx.status_code, other.status_code) == (known, true)
+        assert code(nginx) == code(other)
+        assert {one.headers["x-coatcheck-status"] for one in (nginx, other)} == {str(true)}
+        assert nginx.content == other.content
+        assert nginx.headers["www-authenticate"] == other.headers["www-authenticate"]
+
+
+def test_nginx_is_told_in_a_header_what_its_caller_shall_read(door: Door) -> None:
+    """auth_request drops the body.  What is wrong with the gateway itself is told as well."""
+    good, own_key = bearer(door.key().secret), with_key("nonsense")
+    for kind, is_told in {
+        "nginx": True,
+        "nonsense": True,
+        "haproxy": False,
+        "envoy": False,
+    }.items():
+        for answer in (
+            door.ask(kind=kind),
+            door.ask(good | own_key, kind=kind),
+            door.ask(good, kind=kind, audience="nonsense"),
+            door.ask(good, asker=door.stranger, kind=kind),
+        ):
+            assert code(answer)
+            assert answer.headers.get("x-coatcheck-problem") == (answer.text if is_told else None)
+    assert "x-coatcheck-problem" not in door.ask(good, kind="nginx").headers
+
+
+def test_a_guess_through_nginx_is_one(tmp_path: Path) -> None:
+    """Whoever mistypes three times has three refusals, told as such, before it is too often."""
+    port = free_port()
+    for door in a_door(
+        tmp_path,
+        issuer=f"http://127.0.0.1:{port}",
+        trusted_proxies="127.0.0.1",
+        guesses_per_minute=3,
+    ):
+        service = door.stage.deployment.service
+        with (
+            listening(service, port),
+            running("nginx", coatcheck=port, api=free_port(), changes={}) as nginx,
+        ):
+            guesses = [
+                nginx.ask([*bearer(apikey.make("ac_live")).items()], "/guess.html")
+                for _ in range(5)
+            ]
+        metrics = service._metrics.text({}, {})
+
+        assert [one.status for one in guesses] == [401] * 3 + [429] * 2
+        assert [one.problem["code"] for one in guesses] == (
+            ["api_key_unknown"] * 3 + ["rate_limited"] * 2
+        )
+        assert [one.header("Retry-After") is not None for one in guesses] == [False] * 3 + [
+            True
+        ] * 2
+        assert set(re.findall(r"coatcheck_authz_requests_total(\{.*)", metrics)) == {
+            '{result="refused",code="api_key_unknown"} 3',
+            '{result="refused",code="rate_limited"} 2',
         }
-        assert answers["nginx"].status_code == known
-        assert answers["full"].status_code == answers["others"].status_code == true
-        assert {one.headers["x-coatcheck-status"] for one in answers.values()} == {str(true)}
-        assert len({one.content for one in answers.values()}) == 1
-        assert len({one.headers.get("www-authenticate") for one in answers.values()}) == 1
-
-
-def test_a_full_answer_never_tells_of_success(door: Door) -> None:
-    """It goes to the caller, of whose request nothing was done."""
-    answer = door.ask(bearer(door.key().secret), kind="nginx", answer="full")
-
-    assert (answer.status_code, code(answer)) == (503, "issuer_unavailable")
-    assert answer.headers["retry-after"] == "1"
 
 
 # --- what stands in headers
@@ -757,6 +804,22 @@ def test_no_caller_writes_a_header(door: Door) -> None:
 # --- as any resource server says
 
 
+@contextmanager
+def listening(service: Service, port: int) -> Iterator[None]:
+    """The service on a port of 127.0.0.1."""
+    config = uvicorn.Config(
+        service, port=port, http=Protocol, lifespan="off", log_config=None, proxy_headers=False
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Door, Verifier]]:
     """A deployment that a resource server reaches by HTTP, and our verifier in it."""
@@ -764,25 +827,20 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Door, Ver
     issuer = f"http://127.0.0.1:{port}"
     for door in a_door(tmp_path_factory.mktemp("served"), issuer=issuer, guesses_per_minute=0):
         made = door.stage.deployment
-        config = uvicorn.Config(
-            made.service, port=port, http=Protocol, lifespan="off", log_config=None
-        )
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
         roles = {name: one.role.methods for name, one in made.catalog.roles.items()}
-        with Verifier(
-            issuer,
-            PRODUCT,
-            environment="live",
-            service_key=service_key(door).secret,
-            feed=None,
-            roles=roles,
-            clock=made.clock,
-        ) as verifier:
+        with (
+            listening(made.service, port),
+            Verifier(
+                issuer,
+                PRODUCT,
+                environment="live",
+                service_key=service_key(door).secret,
+                feed=None,
+                roles=roles,
+                clock=made.clock,
+            ) as verifier,
+        ):
             yield door, verifier
-        server.should_exit = True
-        thread.join()
 
 
 def test_over_a_connection_it_is_the_same(served: tuple[Door, Verifier]) -> None:
@@ -958,12 +1016,11 @@ def test_a_gateway_is_told_what_a_resource_server_decides(
 
 
 def test_questions_are_counted_by_what_came_of_them(own: Door) -> None:
-    """No label is anything that a caller chooses, and a question that is repeated counts once."""
+    """No label is anything that a caller chooses."""
     key = own.key()
     for _ in range(2):
         own.ask(bearer(key.secret))
     own.ask(bearer(key.secret), scope="write")
-    own.ask(bearer(key.secret), kind="nginx", scope="write", answer="full")
     own.ask(bearer(key.secret), asker=own.stranger)
     own.ask(bearer(key.secret), audience="https://other.example.com")
     metrics = own.stage.deployment.service._metrics.text({}, {})

@@ -24,9 +24,12 @@ import yaml
 
 from coatcheck import apikey
 from coatcheck.server import catalog_file
+from coatcheck.server.authz import endpoint
+from coatcheck.server.authz.asked import DIALECTS
 from coatcheck.server.changes import Actor
 from coatcheck.server.manage import api_keys
 from coatcheck.server.manage.api_keys import Created, NewApiKey
+from coatcheck.server.oauth.wire import Reply
 from coatcheck.server.settings import Settings
 from coatcheck.server.store import Store, open_store
 from support.gateways import (
@@ -34,6 +37,7 @@ from support.gateways import (
     CALLER,
     GATEWAYS,
     RECIPES,
+    REFUSALS,
     SOCKET,
     STREAM,
     Answer,
@@ -41,6 +45,7 @@ from support.gateways import (
     Gateway,
     Headers,
     an_api,
+    in_its_place,
     running,
 )
 from support.live import Live, a_service
@@ -84,6 +89,8 @@ SAID: Final = (
 )
 #: All that it says of one it refuses.
 SAID_NO: Final = {"x-coatcheck-status"}
+#: All that a refusal depends on.
+HEADERS_OF_A_REFUSAL: Final = ("Content-Type", "Cache-Control", "WWW-Authenticate", "Retry-After")
 #: What a recipe's reader adds to ask for a permission.
 WITH_SCOPE: Final = {"&token=true": "&token=true&scope=widgets:read"}
 
@@ -111,6 +118,7 @@ FORGED: Final = (
     *(("X-Coatcheck-Admin", "evil"), ("X_Coatcheck_Admin", "evil")),
     *(("X-Coatcheck-Uri", "/evil"), ("X-Coatcheck-Scopes", "evil")),
     *(("X-Coatcheck-Service-Key", "evil"), ("X-Coatcheck-Status", "evil")),
+    ("X-Coatcheck-Problem", "evil"),
     *(("X-Original-URI", "/evil"), ("X-Original-Method", "EVIL")),
     *(("X-Forwarded-Uri", "/evil"), ("X-Forwarded-Method", "EVIL")),
     *(("X-Forwarded-For", "203.0.113.7"), ("X-Forwarded-For", "203.0.113.8")),
@@ -440,6 +448,52 @@ def test_a_refusal_is_told_as_our_verifier_tells_it(
 
 
 @every_gateway
+def test_every_refusal_there_is_reaches_the_caller_unchanged(place: Place, name: str) -> None:
+    """Whatever the path is called: gateways know types of content by suffix."""
+    place.api.seen.clear()
+
+    def refused(uri: str) -> Reply:
+        error = REFUSALS[uri[1:].removesuffix(".html")]
+        return endpoint.refusal(error.status, error.headers, error.body, error.code, DIALECTS[name])
+
+    with (
+        in_its_place(refused) as port,
+        running(name, coatcheck=port, api=place.api.port, changes={}) as gateway,
+    ):
+        answers = {code: gateway.ask(target=f"/{code}.html") for code in REFUSALS}
+
+    assert not place.api.seen
+    for code, error in REFUSALS.items():
+        told = {one: answers[code].header(one) for one in HEADERS_OF_A_REFUSAL}
+        assert told == {one: error.headers.get(one) for one in HEADERS_OF_A_REFUSAL}
+        assert (answers[code].status, answers[code].body) == (error.status, error.body)
+
+
+@every_gateway
+def test_a_refusal_costs_one_question(place: Place, name: str) -> None:
+    """A second one would be work for nothing, and count a wrong API key as two guesses."""
+    gateway = place.gateway(name)
+    before = questions_counted(place)
+
+    assert gateway.ask(bearer(place.keys.wrong)).status == 401
+    assert gateway.ask(bearer(place.keys.narrow.key)).status == 403
+
+    after = questions_counted(place)
+    assert {kind: after[kind] - before.get(kind, 0) for kind in after} == {
+        **dict.fromkeys(after, 0),
+        ("refused", "api_key_unknown"): 1,
+        ("refused", "insufficient_scope"): 1,
+    }
+
+
+def questions_counted(place: Place) -> dict[tuple[str, str], int]:
+    """How often gateways asked, by what came of it."""
+    text = httpx2.get(f"{place.live.issuer}/metrics", timeout=10).text
+    found = re.findall(r'authz_requests_total\{result="(\w+)",code="(\w*)"\} (\d+)', text)
+    return {(result, code): int(number) for result, code, number in found}
+
+
+@every_gateway
 def test_a_refused_head_has_no_body(place: Place, name: str) -> None:
     """RFC 9110 §9.3.2: or the next answer on the connection is read from the middle."""
     gateway = place.gateway(name)
@@ -479,7 +533,7 @@ def test_nobody_gets_in_while_the_service_is_away(place: Place, name: str) -> No
     """It fails closed, and says that it is not the caller's fault."""
     place.api.seen.clear()
 
-    answer = place.without_service(name).ask(bearer(place.keys.token))
+    answer = place.without_service(name).ask(bearer(place.keys.token), "/widgets.html")
 
     assert not place.api.seen
     assert answer.status == 503

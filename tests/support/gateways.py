@@ -27,6 +27,8 @@ from typing import Any, Final
 
 import pytest
 
+from coatcheck.server.oauth.wire import Reply
+from coatcheck.verifier import errors
 from support.secrets import SWEEP
 
 RECIPES: Final = Path(__file__).parents[2] / "deploy" / "gateways"
@@ -41,6 +43,19 @@ STREAM: Final = "/stream"
 SOCKET: Final = "/socket"
 CALLER: Final = "127.0.0.2"
 TIMEOUT: Final = 10
+#: The longest that `X-Coatcheck-Problem` may be, as openapi.yaml says.
+MAX_PROBLEM_LENGTH: Final = 1024
+#: Every refusal of our verifier, by its code.
+REFUSALS: Final[Mapping[str, errors.VerifierError]] = {
+    **{
+        code: error()
+        for code, error in errors.ERRORS.items()
+        if error not in (errors.InsufficientScope, errors.IssuerUnavailable, errors.RateLimited)
+    },
+    "insufficient_scope": errors.InsufficientScope("widgets:read widgets:write"),
+    "issuer_unavailable": errors.IssuerUnavailable(7),
+    "rate_limited": errors.RateLimited(8),
+}
 _START_TIMEOUT: Final = 20
 
 Headers = Sequence[tuple[str, str]]
@@ -159,6 +174,43 @@ def an_api() -> Iterator[Api]:
         yield api
         api.shutdown()
         thread.join()
+
+
+# --- the service, when it is about its answers and not about how it finds them
+
+
+@contextmanager
+def in_its_place(reply: Callable[[str], Reply]) -> Iterator[int]:
+    """Somebody who answers gateways by their callers' URI alone, on the port that comes back."""
+
+    class Endpoint(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        # Head and body go out one by one, and the second does not wait for the first.
+        disable_nagle_algorithm = True
+
+        def do_GET(self) -> None:
+            uri = self.headers["X-Original-URI"] or self.headers["X-Forwarded-Uri"]
+            # HAProxy looks after the health of its servers.
+            told = Reply(200, b"", ()) if uri is None else reply(uri)
+            self.send_response(told.status)
+            for name, value in told.headers:
+                self.send_header(name.decode(), value.decode())
+            self.send_header("Content-Length", str(len(told.body)))
+            self.end_headers()
+            self.wfile.write(told.body)
+
+        def log_message(self, *_: object) -> None:
+            """Nobody reads it."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        try:
+            yield int(server.server_address[1])
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 # --- the gateways

@@ -45,7 +45,8 @@ class Dialect(NamedTuple):
 
     Attributes:
         method, uri: the headers that tell them; None: they are the request's own.
-        statuses: what is answered in place of a status that the gateway takes for a failure.
+        statuses: what is answered in place of a status that the gateway takes for a failure.  Such
+            a gateway drops the body as well, and gets it in a header.
         misconfigured: the status that denies, whatever the gateway does about failures.
         allowed: the status that lets a request pass.
     """
@@ -105,7 +106,6 @@ class Parameters(NamedTuple):
         environment: whose credentials are taken; None: those of any that the audience takes.
         needed: what a request needs, all of it.
         wants_token: the answer shall carry an access token.
-        wants_refusal: the answer is for the caller itself, and the request was refused already.
     """
 
     dialect: Dialect
@@ -113,7 +113,6 @@ class Parameters(NamedTuple):
     environment: str | None
     needed: Scopes
     wants_token: bool
-    wants_refusal: bool
 
 
 class Original(NamedTuple):
@@ -199,11 +198,11 @@ def parameters(text: bytes, catalog: Catalog) -> Parameters:
         raise Misconfigured(f"for is missing or unknown: it is one of {', '.join(DIALECTS)}.")
     if len(given) != len(pairs):
         raise Misconfigured("A parameter stands twice.", dialect)
-    unknown = given.keys() - {"for", "audience", "environment", "scope", "token", "answer"}
+    unknown = given.keys() - {"for", "audience", "environment", "scope", "token"}
     if unknown:
         raise Misconfigured(
-            "A parameter is unknown: there are audience, for, scope, environment, token, answer"
-            " and, last, path.",
+            "A parameter is unknown: there are audience, for, scope, environment, token and, last,"
+            " path.",
             dialect,
         )
     audience = given.get("audience")
@@ -218,8 +217,7 @@ def parameters(text: bytes, catalog: Catalog) -> Parameters:
         audience,
         _environment(given.get("environment"), audience, catalog, dialect),
         _needed(given.get("scope"), dialect),
-        _is("token", "true", given, dialect),
-        _wants_refusal(given, dialect),
+        _wants_token(given.get("token"), dialect),
     )
 
 
@@ -298,14 +296,7 @@ def _needed(given: str | None, dialect: Dialect) -> Scopes:
     return needed
 
 
-def _wants_refusal(given: Mapping[str, str], dialect: Dialect) -> bool:
-    wants = _is("answer", "full", given, dialect)
-    if wants and not dialect.statuses:
-        raise Misconfigured("answer is for nginx: all others are answered in full.", dialect)
-    return wants
-
-
-def _is(name: str, value: str, given: Mapping[str, str], dialect: Dialect) -> bool:
-    if given.get(name) not in (None, value):
-        raise Misconfigured(f"{name} is {value}, or left out.", dialect)
-    return name in given
+def _wants_token(given: str | None, dialect: Dialect) -> bool:
+    if given not in (None, "true"):
+        raise Misconfigured("token is true, or left out.", dialect)
+    return given is not None

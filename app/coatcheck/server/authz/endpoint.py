@@ -18,7 +18,7 @@ Source: RFC 6750 §3 (challenge, status), RFC 9728 §5.1, RFC 9457 §3 (problems
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Final, NamedTuple
@@ -139,7 +139,7 @@ class VerifyEndpoint:
             reply = self._allowed(question, caller)
         except _EXPECTED as error:
             reply = self._refused(error, read)
-        return self._sent(reply, read, scope)
+        return self._sent(reply, scope)
 
     async def reply(self, scope: Scope) -> Reply:
         """The answer to one request, whatever happens.  What body it has is not read."""
@@ -160,7 +160,7 @@ class VerifyEndpoint:
                 reply = self._allowed(question, caller)
             except _EXPECTED as error:
                 reply = self._refused(error, read)
-        return self._sent(reply, read, scope)
+        return self._sent(reply, scope)
 
     def shed(self, scope: Scope) -> Reply:
         """The answer to a request for which there is no room."""
@@ -225,10 +225,6 @@ class VerifyEndpoint:
         if parameters.needed and Scopes.parse(scopes).missing(parameters.needed):
             raise errors.InsufficientScope(str(parameters.needed))
         # 5
-        if parameters.wants_refusal:
-            # What was refused a moment ago is not any more.  Nothing of it was served, so that
-            # no success may be told.
-            raise _try_again()
         models = claims.get("models")
         headers = [
             (b"cache-control", b"no-store"),
@@ -255,11 +251,12 @@ class VerifyEndpoint:
         """The answer that is no 204; `error` is one of the expected ones."""
         if isinstance(error, NotAGateway):
             _log.info("refused at %s: %s is no gateway", self.name, read.peer)
-            return _problem(HTTPStatus.FORBIDDEN, "not_a_gateway", _NOT_A_GATEWAY)
+            return _problem(HTTPStatus.FORBIDDEN, "not_a_gateway", _NOT_A_GATEWAY, read.dialect)
         if isinstance(error, Misconfigured):
             # The sentence is fixed text: nothing that was sent is in it.
             _log.warning("a gateway is misconfigured: %s", error.sentence)
-            return _problem(HTTPStatus(error.status), "gateway_misconfigured", error.sentence)
+            status = HTTPStatus(error.status)
+            return _problem(status, "gateway_misconfigured", error.sentence, read.dialect)
         if not isinstance(error, VerifierError):
             _log.error("503 at %s: %s", self.name, error)
             return self._failed(_unavailable(), read)
@@ -267,27 +264,15 @@ class VerifyEndpoint:
         return self._failed(error, read)
 
     def _failed(self, error: VerifierError, read: _Read) -> Reply:
-        """A refusal as a resource server gives it, with a status that this gateway takes."""
-        parameters = read.parameters
-        status = int(error.status)
-        answered = status
-        if isinstance(parameters, Parameters):
-            error.protection = _protection(parameters.audience)
-            if not parameters.wants_refusal:
-                answered = parameters.dialect.statuses.get(status, status)
-        headers = [
-            *((name.lower().encode(), value.encode()) for name, value in error.headers.items()),
-            (b"x-coatcheck-status", b"%d" % status),
-        ]
-        return Reply(answered, error.body, headers, error.code, error.code)
+        """A refusal as a resource server gives it."""
+        if isinstance(read.parameters, Parameters):
+            error.protection = _protection(read.parameters.audience)
+        return refusal(error.status, error.headers, error.body, error.code, read.dialect)
 
-    def _sent(self, reply: Reply, read: _Read, scope: Scope) -> Reply:
+    def _sent(self, reply: Reply, scope: Scope) -> Reply:
         """Count it, and see to the body that may come with the request."""
-        is_repeated = isinstance(read.parameters, Parameters) and read.parameters.wants_refusal
-        if not is_repeated:
-            is_ours = reply.code in _OURS
-            result = "failed" if is_ours else "refused" if reply.code else "allowed"
-            self._metrics.count(metrics.AUTHZ_REQUESTS, result, reply.code)
+        result = "failed" if reply.code in _OURS else "refused" if reply.code else "allowed"
+        self._metrics.count(metrics.AUTHZ_REQUESTS, result, reply.code)
         return self._closing(reply, scope)
 
     def _closing(self, reply: Reply, scope: Scope) -> Reply:
@@ -314,7 +299,26 @@ def _path(scope: Scope) -> bytes:
     return path
 
 
-def _problem(status: HTTPStatus, code: str, detail: str) -> Reply:
+def refusal(
+    status: int, headers: Mapping[str, str], body: bytes, code: str, dialect: Dialect | None
+) -> Reply:
+    """A refusal, told in what this kind of gateway can handle.
+
+    Args:
+        dialect: None: the gateway does not say what it is, and may be of any kind.
+    """
+    told = [
+        *((name.lower().encode(), value.encode()) for name, value in headers.items()),
+        (b"x-coatcheck-status", b"%d" % status),
+    ]
+    if dialect is None or dialect.statuses:
+        # JSON as we write it is one line of ASCII.
+        told.append((b"x-coatcheck-problem", header_value(body.decode())))
+    answered = int(status) if dialect is None else dialect.statuses.get(status, int(status))
+    return Reply(answered, body, told, code, code)
+
+
+def _problem(status: HTTPStatus, code: str, detail: str, dialect: Dialect | None) -> Reply:
     body = {
         "type": "about:blank",
         "title": status.phrase,
@@ -322,12 +326,8 @@ def _problem(status: HTTPStatus, code: str, detail: str) -> Reply:
         "detail": detail,
         "code": code,
     }
-    headers = (
-        (b"content-type", b"application/problem+json"),
-        (b"cache-control", b"no-store"),
-        (b"x-coatcheck-status", b"%d" % status),
-    )
-    return Reply(int(status), json.dumps(body).encode(), headers, code, code)
+    headers = {"Content-Type": "application/problem+json", "Cache-Control": "no-store"}
+    return refusal(status, headers, json.dumps(body).encode(), code, dialect)
 
 
 def _unavailable(detail: str = "The service cannot answer right now. Try again.") -> VerifierError:
@@ -338,10 +338,6 @@ def _unavailable(detail: str = "The service cannot answer right now. Try again."
 
 def _overloaded() -> VerifierError:
     return _unavailable("Too many requests at once; this says nothing about the credential.")
-
-
-def _try_again() -> VerifierError:
-    return _unavailable("The reason for the refusal is gone. Try again.")
 
 
 @lru_cache(maxsize=_MOST_CONFIGURATIONS)

@@ -296,8 +296,6 @@ def test_no_problem_gets_its_code_from_elsewhere() -> None:
 NEVER_HERE: Final = {
     "tokens_only": "this API takes API keys as they are",
     "model_not_allowed": "it has no models",
-    "project_required": "it needs no project",
-    "wrong_project": "it needs no project",
     "stale_feed": "it reads the change log itself",
 }
 

@@ -81,7 +81,8 @@ class ManagementApi:
         except VerifierError as error:
             error.protection = self._protection
             _log.info("refused at the management API: %s", error.code)
-            return Response(error.body, error.status, dict(_HEADERS | error.headers))
+            body = json.dumps(error.problem() | {"requestId": logs.request_id()})
+            return Response(body, error.status, dict(_HEADERS | error.headers))
         except (StoreUnavailable, NoSigner) as error:
             _log.error("503 at the management API: %s", error)
             told = Problem(

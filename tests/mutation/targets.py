@@ -18,6 +18,7 @@ TESTS: Final = (
 
 _LOCKS: Final = "threads, locks and forks: a race that is lost shows in no test that is repeatable"
 _ENDS: Final = "closes threads and connections, and decides nothing"
+_TOLD: Final = "does what somebody asks of it, waits, and decides nothing"
 _NETWORK: Final = "one line of real HTTP; `http` has tests of its own, over sockets"
 
 
@@ -69,6 +70,10 @@ TARGETS: Final = (
         _near("changes", "restricted"),
         {
             "Changes._start_thread": _LOCKS,
+            "Changes._start_thread_locked": _LOCKS,
+            "Changes._let_go_of_thread": _LOCKS,
+            "Changes.forget": _TOLD,
+            "Changes.catch_up": _TOLD,
             "Changes._after_fork": _LOCKS,
             "Changes._renew_locks": _LOCKS,
             "_follow": _LOCKS,
@@ -82,6 +87,9 @@ TARGETS: Final = (
         _near("keyset", "verifier", "check", "changes"),
         {
             "KeySet._wake_thread": _LOCKS,
+            "KeySet.forget": _TOLD,
+            "KeySet.renew": _TOLD,
+            "KeySet.load": _TOLD,
             "KeySet._wake_thread_locked": _LOCKS,
             "KeySet._renew_locks": _LOCKS,
             "KeySet._after_fork": _LOCKS,
@@ -91,13 +99,18 @@ TARGETS: Final = (
         },
     ),
     Target("verifier.memo", _near("verifier")),
+    Target("verifier.metrics", _near("outlook")),
     Target("verifier.presented", _near("verifier", "exchange", "restricted")),
     Target("verifier.principal", _near("principal", "verifier", "restricted")),
     Target("verifier.product", _near("restricted")),
     Target(
         "verifier.verifier",
-        _near("verifier", "exchange", "changes", "restricted"),
+        _near("verifier", "exchange", "changes", "restricted", "outlook"),
         {
+            "Verifier.forget": _TOLD,
+            "Verifier.renew": _TOLD,
+            "Verifier.catch_up": _TOLD,
+            "Verifier.warm": _TOLD,
             "Verifier.close": _ENDS,
             "Verifier.__enter__": _ENDS,
             "Verifier.__exit__": _ENDS,

@@ -1,7 +1,7 @@
 """An issuer that means no good, or is broken, over a real connection: it harms nothing.
 
 What a verifier knew goes on, memory and time are bounded, and it is well as soon as the issuer is.
-Single fetches are in `test_verifier_http`, exchanges in `test_exchange`.
+Single fetches are in `unit/test_http`, exchanges in `test_exchange`.
 """
 
 import asyncio

@@ -25,7 +25,7 @@ from support.live import Live, a_service
 from support.wire import exchange, of_length
 
 PARTS: Final = 3
-SECONDS: Final = float(os.environ.get("FUZZ_SECONDS") or 24)
+SECONDS: Final = float(os.environ.get("FUZZ_SECONDS") or 16)
 SEED: Final = int(os.environ.get("FUZZ_SEED") or random.randrange(10**9))  # noqa: S311
 
 #: What a trace looks like, or a path of the code, in an answer or in a log.

@@ -15,6 +15,9 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
+from coatcheck.scope import Scopes
+from coatcheck.verifier import Principal
+
 ISSUER: Final = "https://auth.example.com"
 AUDIENCE: Final = "https://api.example.com"
 NOW: Final = 1_790_000_000
@@ -85,6 +88,23 @@ def claims(**changes: object) -> dict[str, object]:
         "as_of": 17,
     }
     return changed(ordinary, changes)
+
+
+def a_principal(_: str = "", *, audience: str = AUDIENCE, now: int = NOW) -> Principal:
+    """Whom an API's own look-up of an API key vouches for: `Verifier(check_api_key=…)`."""
+    return Principal(
+        key_id="key_1",
+        org_id="org_1",
+        project_id=None,
+        environment="live",
+        scopes=Scopes.parse("widgets:read"),
+        method="api_key",
+        expires_at=now + 600,
+        token_id="",
+        client_id="key_1",
+        audience=audience,
+        claims={},
+    )
 
 
 def key_set(*jwks: dict[str, object]) -> bytes:

@@ -11,33 +11,17 @@ from aiohttp import ClientSession, WSServerHandshakeError, web
 from aiohttp.test_utils import make_mocked_request
 
 from coatcheck import apikey
-from coatcheck.aiohttp import Principal, coatcheck_middleware, require_scopes
-from coatcheck.scope import MalformedScope, Scopes
+from coatcheck.aiohttp import coatcheck_middleware, require_scopes
+from coatcheck.scope import MalformedScope
 from coatcheck.verifier import MissingCredentials, Verifier
 from support.adapters.aiohttp import asking, serving
 from support.adapters.harness import Answer
-from support.tokens import AUDIENCE, ISSUER, NOW, SetClock, claims, key_set, signer
+from support.tokens import AUDIENCE, ISSUER, NOW, SetClock, a_principal, claims, key_set, signer
 
 METADATA = "/.well-known/oauth-protected-resource"
 BARE = f'Bearer realm="{AUDIENCE}", resource_metadata="{AUDIENCE}{METADATA}"'
 KEY_ID = claims()["sub"]
 API_KEY = apikey.make("ck_live")
-
-
-def a_principal(_: str) -> Principal:
-    return Principal(
-        key_id="key_1",
-        org_id="org_1",
-        project_id=None,
-        environment="live",
-        scopes=Scopes.parse("widgets:read"),
-        method="api_key",
-        expires_at=NOW + 600,
-        token_id="",
-        client_id="key_1",
-        audience=AUDIENCE,
-        claims={},
-    )
 
 
 @pytest.fixture

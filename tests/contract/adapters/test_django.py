@@ -21,12 +21,12 @@ from starlette.testclient import TestClient
 
 from coatcheck import apikey
 from coatcheck.django import require_scopes, well_known
-from coatcheck.scope import MalformedScope, Scopes
-from coatcheck.verifier import Principal, Verifier
+from coatcheck.scope import MalformedScope
+from coatcheck.verifier import Verifier
 from coatcheck.verifier.adapters.django import gate
 from support.adapters.django import overridden
 from support.adapters.wsgi import asking
-from support.tokens import AUDIENCE, ISSUER, NOW, SetClock, claims, key_set, signer
+from support.tokens import AUDIENCE, ISSUER, SetClock, a_principal, claims, key_set, signer
 
 METADATA = "/.well-known/oauth-protected-resource"
 BARE = f'Bearer realm="{AUDIENCE}", resource_metadata="{AUDIENCE}{METADATA}"'
@@ -127,22 +127,6 @@ def refusing(_: Any) -> Any:
         request.coatcheck.require("widgets:delete")
 
     return middleware
-
-
-def a_principal(_: str) -> Principal:
-    return Principal(
-        key_id="key_1",
-        org_id="org_1",
-        project_id=None,
-        environment="live",
-        scopes=Scopes.parse("widgets:read"),
-        method="api_key",
-        expires_at=NOW + 600,
-        token_id="",
-        client_id="key_1",
-        audience=AUDIENCE,
-        claims={},
-    )
 
 
 @pytest.fixture
@@ -403,7 +387,7 @@ def test_a_mistake_in_the_settings_is_told_when_the_application_is_built(
 def test_a_look_up_of_old_keys_is_named_by_its_path() -> None:
     """Settings are read before models can be imported."""
     told = {"ISSUER": ISSUER, "AUDIENCE": AUDIENCE, "FEED": None}
-    with override_settings(COATCHECK={**told, "CHECK_API_KEY": f"{__name__}.a_principal"}):
+    with override_settings(COATCHECK={**told, "CHECK_API_KEY": "support.tokens.a_principal"}):
         answer = Client().get("/ordinary", headers={"X-API-Key": API_KEY})
 
     assert answer.json()["who"] == "key_1"

@@ -14,10 +14,10 @@ from django.urls import path
 from starlette.testclient import TestClient
 
 from coatcheck import apikey, asgi, wsgi
-from coatcheck.scope import MalformedScope, Scopes
+from coatcheck.scope import MalformedScope
 from coatcheck.verifier import Principal, Verifier, VerifierError
 from support.adapters.django import MIDDLEWARE, asking, configure, overridden
-from support.tokens import AUDIENCE, ISSUER, NOW, SetClock, claims, key_set, signer
+from support.tokens import AUDIENCE, ISSUER, NOW, SetClock, a_principal, claims, key_set, signer
 
 configure()  # REST framework reads the settings when it is imported.
 
@@ -132,22 +132,6 @@ urlpatterns = [
     path("seen", Seen.as_view()),
     path("failing", Failing.as_view()),
 ]
-
-
-def a_principal(_: str) -> Principal:
-    return Principal(
-        key_id="key_1",
-        org_id="org_1",
-        project_id=None,
-        environment="live",
-        scopes=Scopes.parse("widgets:read"),
-        method="api_key",
-        expires_at=NOW + 600,
-        token_id="",
-        client_id="key_1",
-        audience=AUDIENCE,
-        claims={},
-    )
 
 
 @pytest.fixture

@@ -14,29 +14,13 @@ from werkzeug.serving import make_server
 
 from coatcheck import apikey
 from coatcheck.flask import Coatcheck, current_principal
-from coatcheck.scope import MalformedScope, Scopes
-from coatcheck.verifier import InsufficientScope, Principal, Verifier, VerifierError
-from support.tokens import AUDIENCE, ISSUER, NOW, SetClock, claims, key_set, signer
+from coatcheck.scope import MalformedScope
+from coatcheck.verifier import InsufficientScope, Verifier, VerifierError
+from support.tokens import AUDIENCE, ISSUER, SetClock, a_principal, claims, key_set, signer
 
 API_KEY = apikey.make("ck_live")
 KEY_ID = claims()["sub"]
 SETTINGS: dict[str, Any] = {"issuer": ISSUER, "audience": AUDIENCE, "feed": None}
-
-
-def a_principal(_: str) -> Principal:
-    return Principal(
-        key_id="key_1",
-        org_id="org_1",
-        project_id=None,
-        environment="live",
-        scopes=Scopes.parse("widgets:read"),
-        method="api_key",
-        expires_at=NOW + 600,
-        token_id="",
-        client_id="key_1",
-        audience=AUDIENCE,
-        claims={},
-    )
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import time
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,15 +22,13 @@ from starlette.testclient import TestClient
 from coatcheck import apikey
 from coatcheck.mcp import (
     CoatcheckTokenVerifier,
-    Principal,
     VerifiedToken,
     allow_api_key_query,
     get_principal,
 )
-from coatcheck.scope import Scopes
 from coatcheck.testing import FakeIssuer
 from coatcheck.verifier import Verifier
-from support.tokens import ISSUER, SetClock, claims, key_set, signer
+from support.tokens import ISSUER, SetClock, a_principal, claims, key_set, signer
 
 URL = "https://mcp.example.com/mcp"
 METADATA = "https://mcp.example.com/.well-known/oauth-protected-resource/mcp"
@@ -40,22 +39,6 @@ ADDRESS = "203.0.113.9"
 #: The SDK compares expiries with the real clock.
 NOW = int(time.time())
 OTHER = "key_other"
-
-
-def a_principal(_: str) -> Principal:
-    return Principal(
-        key_id="key_1",
-        org_id="org_1",
-        project_id=None,
-        environment="live",
-        scopes=Scopes.parse("widgets:read"),
-        method="api_key",
-        expires_at=NOW + 600,
-        token_id="",
-        client_id="key_1",
-        audience=URL,
-        claims={},
-    )
 
 
 @pytest.fixture
@@ -73,7 +56,7 @@ def settings(answers: list[bytes]) -> dict[str, Any]:
         "fetch": lambda _: answers[-1],
         "clock": SetClock(NOW),
         "roles": {"viewer": ("GET",), "member": ("GET", "POST")},
-        "check_api_key": a_principal,
+        "check_api_key": partial(a_principal, audience=URL, now=NOW),
     }
 
 

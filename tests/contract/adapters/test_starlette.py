@@ -15,10 +15,10 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from coatcheck import apikey
-from coatcheck.scope import MalformedScope, Scopes
+from coatcheck.scope import MalformedScope
 from coatcheck.starlette import CoatcheckMiddleware, require_scopes
-from coatcheck.verifier import Principal, Verifier
-from support.tokens import AUDIENCE, ISSUER, NOW, SetClock, claims, key_set, signer
+from coatcheck.verifier import Verifier
+from support.tokens import AUDIENCE, ISSUER, NOW, SetClock, a_principal, claims, key_set, signer
 
 METADATA = "/.well-known/oauth-protected-resource"
 BARE = f'Bearer realm="{AUDIENCE}", resource_metadata="{AUDIENCE}{METADATA}"'
@@ -209,22 +209,6 @@ def restricting(bodies: list[bytes]) -> Iterator[Verifier]:
         check_api_key=a_principal,
     ) as verifier:
         yield verifier
-
-
-def a_principal(_: str) -> Principal:
-    return Principal(
-        key_id="key_1",
-        org_id="org_1",
-        project_id=None,
-        environment="live",
-        scopes=Scopes.parse("widgets:read"),
-        method="api_key",
-        expires_at=NOW + 600,
-        token_id="",
-        client_id="key_1",
-        audience=AUDIENCE,
-        claims={},
-    )
 
 
 def test_the_method_is_passed_on(restricting: Verifier) -> None:

@@ -61,7 +61,7 @@ For API keys of your own, which this API takes:
      {coatcheck} keys create --name mine --scope widgets:read
 
 The admin key is in {admin}.  Stop with Ctrl-C.  `make run` again keeps everything,
-and makes a new demo key if this one was revoked.
+and makes a new demo key if this one was revoked or has expired.
 """
 
 
@@ -109,7 +109,7 @@ def _api_key(deployment: Deployment, name: str, scopes: str) -> str:
         done = deployment.command("keys", "show", id_path.read_text(), "--json")
         if done.returncode == 0 and '"status": "active"' in done.stdout:
             return id_path.read_text()
-    made = deployment.json("keys", "create", "--name", name, "--scope", scopes)
+    made = deployment.json("keys", "create", "--name", name, "--scope", scopes, "--expires", "365d")
     _keep(name, made["id"], made["key"])
     return str(made["id"])
 

@@ -64,7 +64,7 @@ class Stopped(NamedTuple):
 def told_to_stop(folder: Path) -> Stopped:
     """A service is told to stop while it is busy with answers, with silence, and with polls."""
     folder.mkdir()
-    with a_service(folder) as live, ExitStack() as stack:
+    with a_service(folder, is_started=True) as live, ExitStack() as stack:
         request = good_request(live)
         idle, asking, half, polling = (
             stack.enter_context(closing(connect(live, FOREVER_S))) for _ in range(4)
@@ -99,10 +99,11 @@ def test_told_to_stop_it_answers_what_was_asked_and_ends(tmp_path: Path) -> None
 
     Whoever says nothing, or reads nothing, does not hold that up.
     """
-    stopped = told_to_stop(tmp_path / "first")
-    if stopped.took_s >= STOP_S:
-        # The machine may have stood still.  A service that is slow is slow again.
-        stopped = told_to_stop(tmp_path / "second")
+    for attempt in range(3):
+        stopped = told_to_stop(tmp_path / str(attempt))
+        # The machine may have stood still.  A service that is slow is slow each time.
+        if stopped.took_s < STOP_S:
+            break
 
     assert (stopped.code, stopped.rest) == (0, b"")
     assert stopped.took_s < STOP_S

@@ -130,11 +130,15 @@ def serve(
 
 
 @contextmanager
-def a_service(folder: Path, *options: str, **settings: str) -> Iterator[Live]:
+def a_service(
+    folder: Path, *options: str, is_started: bool = False, **settings: str
+) -> Iterator[Live]:
     """A service that was just initialized, until the block ends.
 
     Args:
         options: of `coatcheck serve`.
+        is_started: as for `run_command`: one that was forked takes longer to end, because it
+            takes apart all that was imported.
         settings: `COATCHECK_*`, lower case and without the prefix.
     """
     port = free_port()
@@ -147,7 +151,9 @@ def a_service(folder: Path, *options: str, **settings: str) -> Iterator[Live]:
     }
     made = run_command("init", "--json", environment=environment)
     assert made.returncode == 0, made.stderr
-    process = serve(environment, folder / "serve.log", "--port", str(port), *options)
+    process = serve(
+        environment, folder / "serve.log", "--port", str(port), *options, is_started=is_started
+    )
     live = Live(issuer, folder, environment, json.loads(made.stdout), process)
     try:
         wait_until_ready(live)

@@ -19,7 +19,15 @@ import httpx2
 import pytest
 
 from support.callers import calling
-from support.live import Live, a_service, free_port, run_command, serve, wait_until_ready
+from support.live import (
+    Live,
+    a_service,
+    a_started_service,
+    free_port,
+    run_command,
+    serve,
+    wait_until_ready,
+)
 from support.wire import answer_of, connect, head, read_to_the_end
 
 STOP_S = 5.0
@@ -64,7 +72,7 @@ class Stopped(NamedTuple):
 def told_to_stop(folder: Path) -> Stopped:
     """A service is told to stop while it is busy with answers, with silence, and with polls."""
     folder.mkdir()
-    with a_service(folder, is_started=True) as live, ExitStack() as stack:
+    with a_started_service(folder) as live, ExitStack() as stack:
         request = good_request(live)
         idle, asking, half, polling = (
             stack.enter_context(closing(connect(live, FOREVER_S))) for _ in range(4)

@@ -6,8 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -129,18 +129,28 @@ def serve(
         )
 
 
-@contextmanager
-def a_service(
-    folder: Path, *options: str, is_started: bool = False, **settings: str
-) -> Iterator[Live]:
+def a_service(folder: Path, *options: str, **settings: str) -> AbstractContextManager[Live]:
     """A service that was just initialized, until the block ends.
 
     Args:
         options: of `coatcheck serve`.
-        is_started: as for `run_command`: one that was forked takes longer to end, because it
-            takes apart all that was imported.
         settings: `COATCHECK_*`, lower case and without the prefix.
     """
+    return _a_service(folder, options, settings, is_started=False)
+
+
+def a_started_service(folder: Path) -> AbstractContextManager[Live]:
+    """As `a_service`, by `python -m`: one that was forked takes longer to end.
+
+    It takes apart all that was imported.
+    """
+    return _a_service(folder, (), {}, is_started=True)
+
+
+@contextmanager
+def _a_service(
+    folder: Path, options: Sequence[str], settings: Mapping[str, str], *, is_started: bool
+) -> Iterator[Live]:
     port = free_port()
     issuer = f"http://127.0.0.1:{port}"
     environment = {

@@ -36,7 +36,7 @@ from starlette.websockets import WebSocket
 
 from coatcheck.verifier import Principal, Verifier, VerifierError
 from coatcheck.verifier.adapters import asgi
-from coatcheck.verifier.adapters.gate import Gate
+from coatcheck.verifier.adapters.gate import Gate, settings_of
 from coatcheck.verifier.errors import Protection
 
 _PROTECTION: Final = "coatcheck.protection"
@@ -67,10 +67,9 @@ class Coatcheck(SecurityBase):
         scopes: Mapping[str, str] | None = None,
         **verifier_settings: Any,
     ) -> None:
-        named = {"issuer": issuer, "audience": audience}
-        settings = {name: value for name, value in named.items() if value is not None}
-        self._settings = None if verifier is not None else settings | verifier_settings
-        self.gate = Gate(verifier, (), settings | verifier_settings)
+        settings = settings_of(issuer, audience, verifier_settings)
+        self._settings = None if verifier is not None else settings
+        self.gate = Gate(verifier, (), settings)
         self.scheme_name = scheme_name
         token_url = f"{self.gate.verifier.issuer.rstrip('/')}/oauth/token"
         flow = OAuthFlowClientCredentials(tokenUrl=token_url, scopes=dict(scopes or {}))

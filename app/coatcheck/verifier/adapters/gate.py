@@ -7,7 +7,7 @@ Source: RFC 9728 §3 (resource metadata), RFC 9111 §5.2.2.7 (private).
 """
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -82,6 +82,14 @@ class Gate:
         if error.protection == VerifierError.protection:
             error.protection = self.verifier.protection
         return error
+
+
+def settings_of(
+    issuer: str | None, audience: str | Sequence[str] | None, others: dict[str, Any]
+) -> dict[str, Any]:
+    """Settings of a Verifier, of which the first two may be left to the environment."""
+    named = {"issuer": issuer, "audience": audience}
+    return {name: value for name, value in named.items() if value is not None} | others
 
 
 def refusal(principal: object, scopes: Iterable[str]) -> VerifierError | None:

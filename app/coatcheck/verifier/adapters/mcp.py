@@ -31,7 +31,7 @@ from pydantic import PrivateAttr
 
 from coatcheck.verifier import MissingCredentials, Principal, Verifier, VerifierError
 from coatcheck.verifier.adapters import asgi
-from coatcheck.verifier.adapters.gate import Gate
+from coatcheck.verifier.adapters.gate import Gate, settings_of
 
 #: Handed on where the credential is no bearer token, so that the SDK asks its verifier.
 _ELSEWHERE: Final = "elsewhere"
@@ -106,9 +106,8 @@ class CoatcheckTokenVerifier:
         verifier: Verifier | None = None,
         **verifier_settings: Any,
     ) -> None:
-        named = {"issuer": issuer, "audience": audience}
-        settings = {name: value for name, value in named.items() if value is not None}
-        self.verifier = Gate(verifier, (), settings | verifier_settings).verifier
+        settings = settings_of(issuer, audience, verifier_settings)
+        self.verifier = Gate(verifier, (), settings).verifier
 
     async def verify_token(self, token: str) -> VerifiedToken | None:
         """Who sent this token; None: it is refused, and the log says why."""
